@@ -1,0 +1,108 @@
+"""Turns validation errors into sentences: the field, the value, what is allowed, what to do."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from finetune_api.base import models_in
+from finetune_api.v1alpha1 import FineTuneJob
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a manifest."""
+
+    field: str
+    """JSON path, such as `spec.training.learningRate`; empty for the manifest as a whole."""
+    message: str
+    """What is wrong, with the value where there is one."""
+    hint: str = ""
+    """What to do."""
+
+    def __str__(self) -> str:
+        text = f"{self.field}: {self.message}" if self.field else self.message
+        return f"{text} ({self.hint})" if self.hint else text
+
+
+def problems_of(error: ValidationError) -> list[Problem]:
+    """The problems in a pydantic error over a FineTuneJob, in the manifest's own terms."""
+    return [_problem(details) for details in error.errors(include_url=False)]
+
+
+def _problem(details: ErrorDetails) -> Problem:
+    location = details["loc"]
+    field = _json_path(location)
+    kind, value, context = details["type"], details["input"], details.get("ctx", {})
+    match kind:
+        case "extra_forbidden":
+            return Problem(field, "unknown field", _nearest_field(location))
+        case "missing":
+            return Problem(field, "required, but absent")
+        case "rule":
+            return Problem(field + context["field"] if field else context["field"].lstrip("."), context["message"])
+        case "enum" | "literal_error":
+            allowed = _allowed_values(context["expected"])
+            return Problem(
+                field, f"{_shown(value)} is not allowed; use {' or '.join(allowed)}", nearest(value, allowed)
+            )
+        case "string_type" if isinstance(value, int | float) and not isinstance(value, bool):
+            return Problem(field, f"{_shown(value)} is a number; write it as a string", f'"{value}"')
+        case "string_pattern_mismatch":
+            return Problem(field, f"{_shown(value)} does not match {context['pattern']}")
+    message = details["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return Problem(field, f"{_shown(value)} {message}")
+
+
+def _json_path(location: tuple[int | str, ...]) -> str:
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    return path
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except ValueError:
+        text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _allowed_values(expected: str) -> list[str]:
+    return [word.strip("' ") for word in expected.replace(" or ", ", ").split(",") if word.strip()]
+
+
+def nearest(value: Any, allowed: list[str]) -> str:
+    """The question whether the allowed word most like the value was meant, or nothing."""
+    folded = {name.lower(): name for name in allowed}
+    near = difflib.get_close_matches(str(value).lower(), folded, n=1)
+    return f"did you mean {folded[near[0]]}?" if near else ""
+
+
+def _nearest_field(location: tuple[int | str, ...]) -> str:
+    """The known field most like an unknown one: a sibling first, else one elsewhere in the manifest."""
+    *parents, unknown = location
+    parent = _json_path(tuple(part for part in parents if not isinstance(part, int)))
+    known = list(_known_fields(FineTuneJob))
+    siblings = [path.rsplit(".", 1)[-1] for path in known if path.rpartition(".")[0] == parent]
+    if near := nearest(unknown, siblings):
+        return near
+    elsewhere = [path for path in known if path.rsplit(".", 1)[-1].lower() == str(unknown).lower()]
+    if elsewhere:
+        return f"did you mean {elsewhere[0]}?"
+    return f"known fields here: {', '.join(siblings)}" if siblings else ""
+
+
+def _known_fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        path = f"{prefix}{field.alias or name}"
+        yield path
+        for nested in models_in(field.annotation):
+            yield from _known_fields(nested, f"{path}.")

@@ -1,0 +1,82 @@
+"""One run of a job as the trainer gets it: the spec, and where its URIs are on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from finetune_api.base import Contract
+from finetune_api.exit_codes import ExitCode
+from finetune_api.v1alpha1 import FineTuneJobSpec
+from finetune_api.v1alpha1.status import Progress, Result
+
+
+class UnresolvedUri(ValueError):
+    """A URI that has no place on this machine; the message says what to do."""
+
+
+class Run(Contract):
+    """What the operator (in a ConfigMap) and `finetune run` (in a file) hand to the trainer."""
+
+    name: str
+    """The job's name."""
+    namespace: str = "default"
+    """The job's namespace."""
+    uid: str
+    """The job's UID. Checkpoints of another UID are never used."""
+    spec: FineTuneJobSpec
+    """The job's spec."""
+    volumes: dict[str, str] = Field(default_factory=dict)
+    """Where each claim of a pvc:// URI is mounted."""
+    work_dir: str
+    """Directory for checkpoints and records; it has to outlive the process for a run to resume."""
+    manifest_dir: str = "/"
+    """What a relative file:// URI starts from."""
+
+    def local_path(self, uri: str) -> Path:
+        """The path of a pvc:// or file:// URI. Raises UnresolvedUri."""
+        scheme, _, rest = uri.partition("://")
+        if scheme == "file":
+            return Path(self.manifest_dir, rest)
+        if scheme != "pvc":
+            raise UnresolvedUri(f"{uri} is not a path")
+        claim, _, below = rest.partition("/")
+        if claim not in self.volumes:
+            known = ", ".join(sorted(self.volumes)) or "none"
+            raise UnresolvedUri(f"{uri}: the claim {claim!r} is not mounted (mounted: {known})")
+        return Path(self.volumes[claim], below)
+
+    def digest(self) -> str:
+        """SHA-256 over what decides the trained weights: a checkpoint is only used by the run it was made for."""
+        decisive = self.spec.to_json()
+        for field in _NOT_DECISIVE:
+            decisive.pop(field, None)
+        text = json.dumps(decisive, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+_NOT_DECISIVE = (
+    "checkpoint", "output", "resources", "pod", "queueName", "suspend", "backoffLimit",
+    "activeDeadlineSeconds", "ttlSecondsAfterFinished",
+)  # fmt: skip
+
+
+class Termination(Contract):
+    """The trainer's last word, written to the container's termination message (at most 4,096 bytes)."""
+
+    exit_code: ExitCode
+    """The process's exit code."""
+    reason: str
+    """The code as a word."""
+    message: Annotated[str, Field(max_length=2048)]
+    """What happened."""
+    hint: Annotated[str, Field(max_length=512)] = ""
+    """What to do."""
+    progress: Progress | None = None
+    """How far training got."""
+    result: Result | None = None
+    """What tuning did, when Complete."""

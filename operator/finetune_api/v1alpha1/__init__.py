@@ -1,0 +1,5 @@
+"""FineTuneJob, version v1alpha1."""
+
+from finetune_api.v1alpha1.job import API_VERSION, GROUP, KIND, PLURAL, VERSION, FineTuneJob, FineTuneJobSpec
+
+__all__ = ["API_VERSION", "GROUP", "KIND", "PLURAL", "VERSION", "FineTuneJob", "FineTuneJobSpec"]

@@ -1,0 +1,154 @@
+"""The FineTuneJob resource."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+
+from finetune_api.base import Contract, Rule
+from finetune_api.v1alpha1.scheduling import PodSpec, ResourcesSpec
+from finetune_api.v1alpha1.sources import Columns, DataSpec, ModelSource, OutputSpec
+from finetune_api.v1alpha1.status import FineTuneJobStatus
+from finetune_api.v1alpha1.strategy import Strategy
+from finetune_api.v1alpha1.training import CheckpointSpec, EvaluationSpec, Metric, TrainingSpec
+from finetune_api.values import DnsLabel
+
+GROUP = "finetune-operator.io"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "FineTuneJob"
+PLURAL = "finetunejobs"
+
+
+class Task(StrEnum):
+    """What the model learns to do."""
+
+    TEXT_CLASSIFICATION = "TextClassification"
+    TEXT_GENERATION = "TextGeneration"
+    TOKEN_CLASSIFICATION = "TokenClassification"  # noqa: S105
+    QUESTION_ANSWERING = "QuestionAnswering"
+
+
+COLUMNS_OF_TASK: dict[Task, tuple[str, ...]] = {
+    Task.TEXT_CLASSIFICATION: ("text", "text_pair", "label"),
+    Task.TEXT_GENERATION: ("text", "prompt", "completion", "messages"),
+    Task.TOKEN_CLASSIFICATION: ("tokens", "tags"),
+    Task.QUESTION_ANSWERING: ("question", "context", "answers"),
+}
+METRICS_OF_TASK: dict[Task, tuple[Metric, ...]] = {
+    Task.TEXT_CLASSIFICATION: (Metric.ACCURACY, Metric.MACRO_F1, Metric.LOSS),
+    Task.TEXT_GENERATION: (Metric.PERPLEXITY, Metric.LOSS),
+    Task.TOKEN_CLASSIFICATION: (Metric.ENTITY_F1, Metric.ACCURACY, Metric.LOSS),
+    Task.QUESTION_ANSWERING: (Metric.F1, Metric.EXACT_MATCH, Metric.LOSS),
+}
+
+
+def _columns_rule(task: Task) -> Rule:
+    foreign = [name for name in Columns.model_fields if name not in COLUMNS_OF_TASK[task]]
+    aliases = [Columns.model_fields[name].alias for name in foreign]
+    return Rule(
+        cel=f"self.task != '{task}' || !has(self.data.columns) || !("
+        + " || ".join(f"has(self.data.columns.{alias})" for alias in aliases)
+        + ")",
+        message=f"{task} reads the columns "
+        + ", ".join(str(Columns.model_fields[name].alias) for name in COLUMNS_OF_TASK[task])
+        + " only",
+        holds=lambda self: self.task != task or all(getattr(self.data.columns, name) is None for name in foreign),
+        field=".data.columns",
+    )
+
+
+def _metric_rule(task: Task) -> Rule:
+    allowed = METRICS_OF_TASK[task]
+    return Rule(
+        cel=f"self.task != '{task}' || !has(self.evaluation) || !has(self.evaluation.metric)"
+        f" || self.evaluation.metric in [{', '.join(repr(str(metric)) for metric in allowed)}]",
+        message=f"{task} is judged by {', '.join(allowed)}",
+        holds=lambda self: self.task != task or self.evaluation.metric in (None, *allowed),
+        field=".evaluation.metric",
+    )
+
+
+def _immutable(field: str) -> Rule:
+    return Rule(
+        cel=f"self.{field} == oldSelf.{field}",
+        message=f"{field} cannot be changed; create a new job",
+        holds=None,
+        field=f".{field}",
+    )
+
+
+class FineTuneJobSpec(Contract):
+    """A fine-tuning run: which model learns what, from which data, and how."""
+
+    task: Task
+    """What the model learns to do."""
+    model: ModelSource
+    """The pretrained model."""
+    data: DataSpec
+    """Training and evaluation rows."""
+    strategy: Strategy
+    """The approach: exactly one."""
+    training: TrainingSpec = Field(default_factory=TrainingSpec)
+    """The optimisation."""
+    evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
+    """How the model is judged."""
+    checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec)
+    """When the state is saved."""
+    output: OutputSpec
+    """Where the tuned model goes."""
+    resources: ResourcesSpec = Field(default_factory=ResourcesSpec)
+    """The size of the job."""
+    pod: PodSpec = Field(default_factory=PodSpec)
+    """Where and how the pods run."""
+    queue_name: DnsLabel | None = None
+    """A Kueue LocalQueue that admits the job."""
+    suspend: bool = False
+    """Hold the job: pods are stopped after saving a checkpoint, and training resumes when this is false again."""
+    backoff_limit: Annotated[int, Field(ge=0, le=100)] = 3
+    """Retries after failures that may pass; failures that cannot pass (bad data, non-finite loss) are never retried."""
+    active_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
+    """Fail the job when it has run this long; time suspended does not count."""
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
+    """Delete the job this long after its end; never by default. Outputs stay."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        *(_columns_rule(task) for task in Task),
+        *(_metric_rule(task) for task in Task),
+        *(_immutable(field) for field in ("task", "model", "data", "strategy", "output")),
+        *(_immutable(field) for field in ("training", "evaluation", "checkpoint")),
+    )
+
+    def metric(self) -> Metric:
+        """The metric that decides: the one given, else the task's first."""
+        return self.evaluation.metric or METRICS_OF_TASK[self.task][0]
+
+
+class ObjectMeta(Contract):
+    """The part of a Kubernetes object's metadata that a job needs; the rest is kept and not looked at."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Annotated[str, Field(min_length=1, max_length=50, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$")]
+    """Lower-case letters, digits and '-', at most 50, so that the names of its pods fit too."""
+    namespace: DnsLabel | None = None
+    """The namespace; `default` without a cluster."""
+    uid: str | None = None
+    """Set by the API server."""
+
+
+class FineTuneJob(Contract):
+    """A FineTuneJob as it stands in a manifest."""
+
+    api_version: Literal["finetune-operator.io/v1alpha1"]
+    """Always finetune-operator.io/v1alpha1."""
+    kind: Literal["FineTuneJob"]
+    """Always FineTuneJob."""
+    metadata: ObjectMeta
+    """Name and namespace."""
+    spec: FineTuneJobSpec
+    """What is wanted."""
+    status: FineTuneJobStatus | None = None
+    """What is observed; ignored on input."""

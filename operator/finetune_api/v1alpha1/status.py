@@ -1,0 +1,151 @@
+"""What is known of a job: conditions, progress, result."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from finetune_api.base import Contract
+from finetune_api.values import Decimal
+
+Number = Annotated[float, Decimal()]
+Count = Annotated[int, Field(ge=0)]
+Text = Annotated[str, Field(max_length=1024)]
+MetricName = Annotated[str, Field(min_length=1, max_length=64)]
+Metrics = Annotated[dict[MetricName, Number], Field(max_length=32)]
+
+
+class ConditionStatus(StrEnum):
+    """A condition's truth."""
+
+    TRUE = "True"
+    FALSE = "False"
+    UNKNOWN = "Unknown"
+
+
+class Condition(Contract):
+    """A Kubernetes condition (metav1.Condition)."""
+
+    type: Annotated[str, Field(min_length=1, max_length=316)]
+    """Complete, Failed, Suspended, Running, Queued, Ready, Reconciling or Stalled."""
+    status: ConditionStatus
+    """True, False or Unknown."""
+    observed_generation: Count | None = None
+    """The generation of the spec that this was said of."""
+    last_transition_time: datetime
+    """When status last changed."""
+    reason: Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")]
+    """The cause, as one word."""
+    message: Annotated[str, Field(max_length=32_768)]
+    """The cause in words, and what to do about it."""
+
+
+class Phase(StrEnum):
+    """The conditions as one word, for people and columns. Derived; automation reads the conditions."""
+
+    PENDING = "Pending"
+    QUEUED = "Queued"
+    RUNNING = "Running"
+    SUSPENDED = "Suspended"
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+
+
+class CheckpointStatus(Contract):
+    """The newest checkpoint that can be resumed from."""
+
+    step: Count
+    """Its step."""
+    time: datetime
+    """When it was completed."""
+
+
+class Progress(Contract):
+    """How far training is. Numbers that are not finite are absent."""
+
+    step: Count
+    """Optimizer steps done."""
+    total_steps: Count
+    """Optimizer steps planned."""
+    percent: Annotated[int, Field(ge=0, le=100)]
+    """Steps done of those planned, in percent."""
+    epoch: Number | None = None
+    """Passes over the training rows done."""
+    eta_seconds: Count | None = None
+    """Expected seconds to the end."""
+    loss: Number | None = None
+    """Training loss, a mean over the last steps."""
+    learning_rate: Number | None = None
+    """Current learning rate of the body."""
+    grad_norm: Number | None = None
+    """Norm of the last gradient, before clipping."""
+    tokens_per_second: Number | None = None
+    """Real tokens (no padding) trained on per second."""
+    memory_peak_bytes: Count | None = None
+    """Most memory allocated: the GPU's, or the process's on CPU."""
+    evaluation: Metrics = Field(default_factory=dict)
+    """The newest evaluation."""
+    last_checkpoint: CheckpointStatus | None = None
+    """The newest checkpoint."""
+    updated: datetime | None = None
+    """When this was true."""
+
+
+class Result(Contract):
+    """What tuning did."""
+
+    uri: Text
+    """Where the model is."""
+    digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+    """SHA-256 over the output's files."""
+    metric: Text
+    """The metric that decides."""
+    before: Metrics
+    """Evaluation before training."""
+    after: Metrics
+    """Evaluation after training."""
+    baseline: Number | None = None
+    """Classification: the accuracy of always saying the most frequent class."""
+    trainable_parameters: Count
+    """Parameters that were trained."""
+    total_parameters: Count
+    """Parameters of the model."""
+    steps: Count
+    """Optimizer steps done."""
+    stopped_early: bool = False
+    """Whether early stopping ended the run."""
+    duration_seconds: Number
+    """Seconds of training and evaluation, over all attempts."""
+    forgetting: Metrics = Field(default_factory=dict)
+    """Retention metrics before and after."""
+
+
+class FineTuneJobStatus(Contract):
+    """The observed state of a job."""
+
+    observed_generation: Count | None = None
+    """The generation of the spec that this status is about."""
+    conditions: Annotated[
+        tuple[Condition, ...],
+        Field(
+            max_length=16, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
+        ),
+    ] = ()
+    """Standard conditions, all present from the first reconcile."""
+    phase: Phase | None = None
+    """The conditions as one word."""
+    strategy: Text | None = None
+    """The strategy as one word."""
+    start_time: datetime | None = None
+    """When the first pod started."""
+    completion_time: datetime | None = None
+    """When the job ended."""
+    restarts: Count = 0
+    """How often pods were replaced."""
+    progress: Progress | None = None
+    """How far training is."""
+    result: Result | None = None
+    """What tuning did, once Complete."""
