@@ -1,0 +1,1 @@
+"""The training program: data -> batches -> model and strategy -> loop -> checkpoint -> export."""

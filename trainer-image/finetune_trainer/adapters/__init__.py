@@ -1,0 +1,1 @@
+"""Adapter layers of our own, where no library has them."""

@@ -1,0 +1,56 @@
+"""Counts what became of the rows: kept, dropped and why, truncated."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+_EXAMPLES = 3
+
+
+@dataclass(slots=True)
+class DataReport:
+    """What became of the rows of one source."""
+
+    source: str
+    num_read: int = 0
+    num_kept: int = 0
+    num_truncated: int = 0
+    unusable: Counter[str] = field(default_factory=Counter)
+    """Rows that cannot be learnt from, by reason."""
+    duplicate: Counter[str] = field(default_factory=Counter)
+    """Usable rows that are left out because they repeat others, by reason."""
+    places: dict[str, list[str]] = field(default_factory=dict)
+    """The first few places for each reason."""
+
+    def drop_unusable(self, reason: str, place: str) -> None:
+        """Count a row that cannot be learnt from."""
+        self._note(self.unusable, reason, place)
+
+    def drop_duplicate(self, reason: str, place: str) -> None:
+        """Count a row that repeats another."""
+        self._note(self.duplicate, reason, place)
+
+    def _note(self, counter: Counter[str], reason: str, place: str) -> None:
+        counter[reason] += 1
+        examples = self.places.setdefault(reason, [])
+        if len(examples) < _EXAMPLES:
+            examples.append(place)
+
+    @property
+    def unusable_fraction(self) -> float:
+        """Share of the rows read that are unusable."""
+        return sum(self.unusable.values()) / self.num_read if self.num_read else 0.0
+
+    def __str__(self) -> str:
+        """One line for people: "train.jsonl: 1000 rows kept of 1020 read; dropped 20: 20 duplicates (...)"."""
+        text = f"{self.source}: {self.num_kept} rows kept of {self.num_read} read"
+        if dropped := self.unusable + self.duplicate:
+            reasons = [
+                f"{count} {reason} ({', '.join(self.places[reason])}{', ...' if count > _EXAMPLES else ''})"
+                for reason, count in dropped.items()
+            ]
+            text += f"; dropped {dropped.total()}: " + "; ".join(reasons)
+        if self.num_truncated:
+            text += f"; {self.num_truncated} truncated"
+        return text

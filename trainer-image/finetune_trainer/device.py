@@ -1,0 +1,70 @@
+"""Picks the device, the precision and the number of threads."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune_api.exit_codes import ExitCode
+from finetune_api.v1alpha1.training import Precision
+from finetune_trainer.errors import TrainerError
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def pick_device(gpus: int) -> torch.device:
+    """The GPU if one is asked for and there is one, else the CPU."""
+    return torch.device("cuda", 0) if gpus and torch.cuda.is_available() else torch.device("cpu")
+
+
+def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """The context of a forward pass. Auto is BF16 only on GPUs: on most CPUs it is many times slower than FP32."""
+    supported = device.type != "cuda" or torch.cuda.is_bf16_supported()
+    if precision == Precision.BF16 and not supported:
+        raise TrainerError(
+            ExitCode.SPEC_INVALID, "spec.training.precision: BF16 is not supported by this GPU", "use Auto or FP32"
+        )
+    wanted = precision == Precision.BF16 or (precision == Precision.AUTO and device.type == "cuda" and supported)
+    return torch.autocast(device.type, torch.bfloat16) if wanted else contextlib.nullcontext()
+
+
+def set_threads() -> int:
+    """Use as many threads as the container may use cores, unless OMP_NUM_THREADS says; returns the number."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(available_cores())
+    return torch.get_num_threads()
+
+
+def available_cores() -> int:
+    """Cores this process may use: its affinity, and the quota of its cgroup, which the host's count ignores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = (_CGROUP / "cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, math.ceil(int(quota) / int(period))))
+    with contextlib.suppress(OSError, ValueError):  # cgroup v1
+        quota_us = int((_CGROUP / "cpu/cpu.cfs_quota_us").read_text())
+        period_us = int((_CGROUP / "cpu/cpu.cfs_period_us").read_text())
+        if quota_us > 0:
+            cores = min(cores, max(1, math.ceil(quota_us / period_us)))
+    return cores
+
+
+def random_states(device: torch.device) -> dict[str, torch.Tensor]:
+    """The states of the generators that training draws from."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def set_random_states(states: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Put saved generator states back."""
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)

@@ -1,0 +1,141 @@
+"""Records how a run goes: one JSON line an event, and the last word in the termination message."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import resource
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune_api.run import Termination
+from finetune_api.v1alpha1.status import CheckpointStatus, Progress
+from finetune_trainer import storage
+
+TERMINATION_LIMIT_BYTES = 4096
+_MIN_INTERVAL_SECONDS = 0.1
+
+logger = logging.getLogger(__name__)
+
+
+class ProgressLog:
+    """Appends events to `progress.jsonl`. A failure to write is logged and never stops training."""
+
+    def __init__(self, path: Path, total_steps: int = 0) -> None:
+        self._path = path
+        self._total_steps = total_steps
+        self._progress = Progress(step=0, total_steps=total_steps, percent=0)
+        self._started_at = time.monotonic()
+        self._started_step = 0
+        self._written_at = -math.inf
+        self._tokens = 0
+        self._losses: list[float] = []
+
+    @property
+    def latest(self) -> Progress:
+        """The newest state."""
+        return self._progress
+
+    def note(self, text: str) -> None:
+        """A sentence for people."""
+        logger.info("%s", text)
+        self._append({"event": "note", "text": text})
+
+    def start(self, step: int, total_steps: int) -> None:
+        """Training starts (or goes on) at a step."""
+        self._total_steps = total_steps
+        self._started_at, self._started_step = time.monotonic(), step
+        self._written_at, self._tokens = time.monotonic(), 0
+        self._update(step=step, total_steps=total_steps, percent=_percent(step, total_steps))
+        self._append_progress()
+
+    def step(
+        self, step: int, *, loss: float, learning_rate: float, grad_norm: float, epoch: float, tokens: int
+    ) -> None:
+        """A step is done. Written at most ten times a second; the loss is then a mean over the steps in between."""
+        self._losses.append(loss)
+        self._tokens += tokens
+        now = time.monotonic()
+        if now - self._written_at < _MIN_INTERVAL_SECONDS and step != self._total_steps:
+            return
+        remaining = self._total_steps - step
+        seconds_per_step = (now - self._started_at) / (step - self._started_step)
+        self._update(
+            step=step,
+            percent=_percent(step, self._total_steps),
+            epoch=round(epoch, 3),
+            eta_seconds=round(remaining * seconds_per_step),
+            loss=_shown(sum(self._losses) / len(self._losses)),
+            learning_rate=_shown(learning_rate),
+            grad_norm=_shown(grad_norm),
+            tokens_per_second=round(self._tokens / max(now - self._written_at, 1e-6), 1),
+            memory_peak_bytes=_memory_peak_bytes(),
+        )
+        self._written_at, self._tokens, self._losses = now, 0, []
+        self._append_progress()
+
+    def evaluation(self, when: str, step: int, metrics: dict[str, float]) -> None:
+        """An evaluation is done: "before", "during" or "after" training."""
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self._update(evaluation=finite)
+        self._append({"event": "evaluation", "when": when, "step": step, "metrics": finite})
+        self._append_progress()
+
+    def checkpoint(self, step: int) -> None:
+        """A checkpoint is saved."""
+        self._update(last_checkpoint=CheckpointStatus(step=step, time=_now()))
+        self._append_progress()
+
+    def _update(self, **changes: Any) -> None:
+        self._progress = self._progress.model_copy(update={**changes, "updated": _now()})
+
+    def _append_progress(self) -> None:
+        self._append({"event": "progress", "progress": self._progress.to_json()})
+
+    def _append(self, event: dict[str, Any]) -> None:
+        line = json.dumps({"time": _now().isoformat(), **event}, allow_nan=False)
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            logger.warning("progress is not recorded: %s", error)
+
+
+def write_termination(path: Path, termination: Termination) -> None:
+    """Write the last word, within what Kubernetes keeps of it."""
+    text = termination.model_dump_json(by_alias=True, exclude_none=True)
+    if len(text.encode()) > TERMINATION_LIMIT_BYTES:
+        text = termination.model_copy(update={"message": termination.message[:500], "progress": None}).model_dump_json(
+            by_alias=True, exclude_none=True
+        )
+    try:
+        storage.replace_file(path, text)
+    except Exception:
+        try:
+            path.write_text(text)  # a mounted file such as /dev/termination-log cannot be renamed over
+        except OSError as error:
+            logger.warning("the termination message is not written: %s", error)
+
+
+def _percent(step: int, total_steps: int) -> int:
+    return 100 * step // total_steps if total_steps else 0
+
+
+def _shown(value: float) -> float | None:
+    """Seven significant digits, which is what float32 has; nothing when not finite."""
+    return float(f"{value:.7g}") if math.isfinite(value) else None
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _memory_peak_bytes() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,90 @@
+"""One run from its config to its result: data, model, strategy, loop, export."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from finetune_api.exit_codes import ExitCode
+from finetune_api.run import Run
+from finetune_api.v1alpha1.status import Result
+from finetune_trainer import device as devices
+from finetune_trainer import storage
+from finetune_trainer.checkpoint import CheckpointStore
+from finetune_trainer.data.sources import local_path, model_directory
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.export import NUM_PROBES, check_target, export
+from finetune_trainer.export.card import model_card
+from finetune_trainer.loop import RunState, TrainingLoop
+from finetune_trainer.models import num_parameters
+from finetune_trainer.progress import ProgressLog
+from finetune_trainer.stop import StopFlag
+from finetune_trainer.strategies import Tuning, prepare
+from finetune_trainer.tasks import Task, make_task
+
+
+def execute(run: Run, progress: ProgressLog, stop: StopFlag) -> Result:
+    """Train and export a job's model. Raises TrainerError."""
+    spec, work_dir = run.spec, Path(run.work_dir)
+    target = local_path(spec.output.uri, run)
+    check_target(target)
+    with only_trainer_in(work_dir):
+        device = devices.pick_device(spec.resources.gpus_per_node)
+        progress.note(f"training on {device.type} with {devices.set_threads()} threads")
+        directory = model_directory(spec.model, run)
+        task = make_task(run, directory)
+        for line in task.data_report:
+            progress.note(line)
+        torch.manual_seed(spec.training.seed)  # new heads and adapters are drawn from it
+        loaded = task.load_model()
+        tuning = prepare(run, loaded, directory)
+        tuning.model.to(device)
+        checkpoints = CheckpointStore(
+            work_dir / "checkpoints", f"{run.uid}/{run.digest()}", spec.checkpoint.keep, progress.note
+        )
+        state = TrainingLoop(spec, task, tuning, checkpoints, progress, stop, device).run()
+        result = make_result(run, target, task, tuning, state)
+
+        def card(difference: float) -> str:
+            return model_card(run, result, task.labels, task.data_report, tuning.loader, difference)
+
+        progress.note(f"exporting to {target}, reloading it in a fresh process and comparing")
+        digest = export(target, tuning, loaded.tokenizer, task.probe_texts(NUM_PROBES), task.max_length, card)
+        return result.model_copy(update={"digest": digest})
+
+
+def make_result(run: Run, target: Path, task: Task, tuning: Tuning, state: RunState) -> Result:
+    """What tuning did; the digest is filled in after the export."""
+    return Result(
+        uri=run.spec.output.uri,
+        digest="sha256:" + "0" * 64,
+        metric=run.spec.metric(),
+        before=state.before,
+        after=state.last,
+        baseline=task.baseline,
+        trainable_parameters=num_parameters(entry.parameter for entry in tuning.trained.values()),
+        total_parameters=num_parameters(tuning.model.parameters()),
+        steps=state.step,
+        stopped_early=state.stopped_early,
+        duration_seconds=state.seconds,
+    )
+
+
+@contextmanager
+def only_trainer_in(work_dir: Path) -> Iterator[None]:
+    """Hold the work directory: two trainers would overwrite each other's checkpoints."""
+    with storage.storage_errors(work_dir):
+        work_dir.mkdir(parents=True, exist_ok=True)
+        lock = (work_dir / "lock").open("w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise TrainerError(
+                ExitCode.WORK_DIRECTORY_BUSY, f"another trainer is at work in {work_dir}", "wait for it, or stop it"
+            ) from None
+        yield
