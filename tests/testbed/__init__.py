@@ -1,0 +1,1 @@
+"""A real Kubernetes API server for the tests, from binaries found or built here."""
