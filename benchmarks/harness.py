@@ -1,0 +1,88 @@
+"""Runs jobs for benchmarks as a user would, by `finetune run`, and writes figures with what they were measured on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from finetune_api.run import Termination
+from finetune_api.v1alpha1.status import Result
+
+ROOT = Path(__file__).resolve().parent.parent
+ASSETS = ROOT / "build" / "assets"
+RESULTS = ROOT / "benchmarks" / "results"
+_PACKAGES = ("torch", "transformers", "peft")
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A job that ended Complete."""
+
+    result: Result
+    cpu_seconds: float
+    """CPU time of the whole `finetune run`, with its start, its evaluations and the check of the export."""
+
+
+def run_job(spec: dict[str, Any], name: str) -> Measured:
+    """Run one job from the example assets in a directory of its own; raises CalledProcessError when it fails."""
+    manifest = {
+        "apiVersion": "finetune-operator.io/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": name},
+        "spec": {"output": {"uri": f"pvc://models/{name}"}, "resources": {"gpusPerNode": 0}, **spec},
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch, "job.yaml")
+        path.write_text(yaml.safe_dump(manifest))
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        command = ["finetune", "run", str(path), "--volume", f"examples={ASSETS}", "--work-dir", scratch]
+        subprocess.run(
+            [*command, "--metrics-port", "0"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        last_word = Path(scratch, f"default.{name}", "termination.json").read_text()
+    result = Termination.model_validate_json(last_word).result
+    assert result is not None
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Measured(result, round(cpu, 1))
+
+
+def machine() -> dict[str, Any]:
+    """What figures were measured on."""
+    cpu = next(
+        (line.split(":")[1].strip() for line in _cpu_info() if line.startswith("model name")), platform.processor()
+    )
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version(), **versions}
+
+
+def write_results(name: str, figures: dict[str, Any]) -> Path:
+    """Write figures as JSON under benchmarks/results."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(figures, indent=1) + "\n")
+    return path
+
+
+def as_json(measured: Measured) -> dict[str, Any]:
+    """A measurement as JSON."""
+    return {**asdict(measured), "result": measured.result.to_json()}
+
+
+def _cpu_info() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []

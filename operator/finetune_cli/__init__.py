@@ -1,0 +1,1 @@
+"""`finetune`: the same jobs on this machine, and checks of manifests."""

@@ -1,0 +1,105 @@
+"""The trainer as a child process: started, followed by its events, stopped."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from finetune_cli.local import LocalRefused, Placed
+
+_POLL_SECONDS = 0.1
+_REQUIRED = ("torch", "transformers", "peft")
+
+
+class Trainer:
+    """One trainer process."""
+
+    def __init__(self, placed: Placed) -> None:
+        missing = [name for name in _REQUIRED if importlib.util.find_spec(name) is None]
+        if missing:
+            raise LocalRefused(
+                f"training needs {', '.join(missing)}; install them: pip install 'finetune-operator[trainer]'"
+            )
+        placed.termination_file.unlink(missing_ok=True)
+        self._events = _Tail(placed.progress_file)
+        with placed.log_file.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "finetune_trainer", str(placed.run_file)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # A group of its own, so that Ctrl-C reaches us alone and we ask it to stop once.
+                start_new_session=True,
+                env=os.environ
+                | {
+                    "TERMINATION_MESSAGE_PATH": str(placed.termination_file),
+                    "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads slow everything down on a shared machine
+                    "TOKENIZERS_PARALLELISM": "false",
+                },
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        # Whatever went wrong here, no trainer is left behind that nobody watches.
+        self.kill()
+        self._process.wait()
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """The process's events until it has ended."""
+        while True:
+            ended = self._process.poll() is not None  # asked before reading, so that the last events are not missed
+            yield from self._events.read()
+            if ended:
+                return
+            time.sleep(_POLL_SECONDS)
+
+    def stop(self) -> None:
+        """Ask it to save a checkpoint and end."""
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._signal(signal.SIGKILL)
+
+    def wait(self) -> int:
+        """The exit code; minus the signal's number when a signal killed it."""
+        return self._process.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process.poll() is None:
+            self._process.send_signal(number)
+
+
+class _Tail:
+    """Lines appended to a file since it was opened here."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._position = path.stat().st_size if path.exists() else 0
+        self._partial = b""
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """The events of complete new lines."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._position)
+                data = file.read()
+        except FileNotFoundError:
+            return
+        self._position += len(data)
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        for line in lines:
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue  # the disk was full in the middle of a line
