@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ class Measured:
     result: Result
     cpu_seconds: float
     """CPU time of the whole `finetune run`, with its start, its evaluations and the check of the export."""
+    training_seconds: float
+    """Wall time from the first step to the last, without evaluations before and after."""
 
 
 def run_job(spec: dict[str, Any], name: str) -> Measured:
@@ -54,11 +57,21 @@ def run_job(spec: dict[str, Any], name: str) -> Measured:
             env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
         )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        last_word = Path(scratch, f"default.{name}", "termination.json").read_text()
-    result = Termination.model_validate_json(last_word).result
-    assert result is not None
+        directory = Path(scratch, f"default.{name}")
+        result = Termination.model_validate_json((directory / "termination.json").read_text()).result
+        training_seconds = _training_seconds(directory / "progress.jsonl")
+    if result is None:
+        raise RuntimeError(f"{name} ended without a result")
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Measured(result, round(cpu, 1))
+    return Measured(result, round(cpu, 1), training_seconds)
+
+
+def _training_seconds(progress: Path) -> float:
+    """From the first progress event (training starts) to the first one of the last step."""
+    events = [json.loads(line) for line in progress.read_text().splitlines()]
+    steps = [event for event in events if event["event"] == "progress" and event["progress"]["totalSteps"]]
+    last = next(event for event in steps if event["progress"]["step"] == event["progress"]["totalSteps"])
+    return (datetime.fromisoformat(last["time"]) - datetime.fromisoformat(steps[0]["time"])).total_seconds()
 
 
 def machine() -> dict[str, Any]:

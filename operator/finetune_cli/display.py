@@ -33,13 +33,14 @@ class Display(Protocol):
         """Show an evaluation."""
 
 
-def make_display(name: str, console: Console) -> Display:
-    """A bar if the console is a terminal, else lines."""
-    return _BarDisplay(name, console) if console.is_terminal else _LineDisplay(name, console)
+def make_display(name: str, metric: str, console: Console) -> Display:
+    """A bar (with the metric that decides) if the console is a terminal, else lines."""
+    return _BarDisplay(name, metric, console) if console.is_terminal else _LineDisplay(name, console)
 
 
 class _BarDisplay:
-    def __init__(self, name: str, console: Console) -> None:
+    def __init__(self, name: str, metric: str, console: Console) -> None:
+        self._metric = metric
         self._bar = Bar(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
@@ -72,7 +73,8 @@ class _BarDisplay:
         )
 
     def evaluation(self, event: dict[str, Any]) -> None:
-        self._bar.update(self._task, evaluation=_metrics(event))
+        value = _number(event["metrics"].get(self._metric))
+        self._bar.update(self._task, evaluation=f"{self._metric} {value}")
 
 
 class _LineDisplay:

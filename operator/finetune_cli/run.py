@@ -96,8 +96,9 @@ def _run_job(job: LocalJob, console: Console) -> int:
 def _train(job: LocalJob, console: Console) -> int:
     """Start the trainer and show its events until it ends; returns its exit code."""
     job.phase = Phase.RUNNING
-    name = job.placed.run.name
-    with Trainer(job.placed) as trainer, make_display(name, console) as display, _stopping(trainer, display):
+    run = job.placed.run
+    display = make_display(run.name, run.spec.metric(), console)
+    with Trainer(job.placed) as trainer, display, _stopping(trainer, display):
         for event in trainer.events():
             match event["event"]:
                 case "note":

@@ -1,0 +1,63 @@
+# Every target does its own set-up; all that is needed is Python 3.11 or later, make, and a package index.
+# `make demo` and `make test` are the two to know.
+
+VENV := .venv
+BIN := $(VENV)/bin
+ASSETS := build/assets
+PYTHON ?= $(firstword $(foreach v,python3 python3.14 python3.13 python3.12 python3.11,\
+	$(shell $(v) -c 'import sys; print("$(v)" if sys.version_info >= (3, 11) else "")' 2>/dev/null)))
+
+.PHONY: help demo test lint unit trainer integration generate assets lock bench clean
+
+help: ## show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+demo: $(VENV)/ready assets ## tune a real model on real tweets, with adapters and fully; a few minutes
+	@mkdir -p build/models
+	$(BIN)/finetune run manifests/samples/sentiment-adapter.yaml manifests/samples/sentiment-full.yaml \
+		--volume examples=$(ASSETS) --volume models=build/models --work-dir build/demo
+
+test: lint unit trainer integration ## everything that CI runs
+
+lint: $(VENV)/ready ## style, types and generated files
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: $(VENV)/ready ## pure functions; seconds
+	$(BIN)/pytest tests/unit
+
+trainer: $(VENV)/ready assets ## real training on small models and data, runs killed and resumed
+	$(BIN)/pytest tests/trainer
+
+integration: $(VENV)/ready ## against a real API server; the first run may build it
+	$(BIN)/pytest tests/testbed tests/integration
+
+generate: $(VENV)/ready ## what is generated from the models: CRD and reference
+	$(BIN)/python -m finetune_api.crd > manifests/crds/finetunejobs.yaml
+	$(BIN)/python -m finetune_api.reference > docs/reference.md
+
+assets: $(VENV)/ready ## the example model and data, by pinned hash
+	$(BIN)/python scripts/fetch_assets.py --dest $(ASSETS)
+
+bench: $(VENV)/ready assets ## the figures under benchmarks/results; about an hour
+	$(BIN)/python benchmarks/adapter_vs_full.py
+
+lock: $(VENV)/ready ## the locked requirements
+	echo "uv==$$($(BIN)/uv --version | cut -d' ' -f2)" | $(BIN)/uv pip compile - $(LOCK_OPTIONS) -o requirements/bootstrap.txt
+	$(BIN)/uv pip compile pyproject.toml --extra dev $(LOCK_OPTIONS) -o requirements/dev.txt
+	sed -i.bak '1i # Locked by `make lock`; do not edit.' requirements/*.txt && rm requirements/*.bak
+LOCK_OPTIONS := --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --no-header
+
+# uv is installed first because it unpacks PyTorch in a fraction of pip's time; both check every hash.
+$(VENV)/ready: requirements/dev.txt requirements/bootstrap.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed; install it, or name it: make PYTHON=/path/to/python" >&2; exit 1; }
+	@echo "setting up $(VENV) (PyTorch is large: the first time takes minutes)"
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/pip install --quiet --require-hashes -r requirements/bootstrap.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+clean: ## everything that was made, except the environment
+	rm -rf build .finetune .pytest_cache .mypy_cache .ruff_cache
