@@ -10,11 +10,12 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
+GROUP = "finetune-operator.io"
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """
-    A condition across fields, in the two languages that check it.
+    """A condition across fields, in the two languages that check it.
 
     `cel` goes into the CRD, where the API server evaluates it; `holds` is the same condition in Python, for
     `finetune validate` and as the operator's second guard. The tests run both over the same manifests.
@@ -29,7 +30,7 @@ class Rule:
 
 
 class Contract(BaseModel):
-    """A part of a manifest. Unknown fields are errors, values are never coerced, instances never change."""
+    """A part of a manifest. Unknown fields are errors, and instances never change."""
 
     model_config = ConfigDict(
         alias_generator=to_camel,
@@ -54,8 +55,8 @@ class Contract(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-def models_in(annotation: Any) -> list[type[BaseModel]]:
+def models_in(annotation: Any) -> list[type[Contract]]:
     """The models that a field's annotation names, through Optional, Annotated, tuples and maps."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if isinstance(annotation, type) and issubclass(annotation, Contract):
         return [annotation]
     return [found for part in getattr(annotation, "__args__", ()) for found in models_in(part)]

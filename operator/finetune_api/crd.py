@@ -1,5 +1,4 @@
-"""
-Generates the CustomResourceDefinition: a structural schema with CEL rules, from the contract's models.
+"""Generates the CustomResourceDefinition: a structural schema with CEL rules, from the contract's models.
 
 pydantic's JSON schema is not structural (kubernetes.io/docs/tasks/extend-kubernetes/custom-resources): references
 are inlined here, `anyOf [X, null]` collapses to X, titles and null defaults go, `const` becomes `enum`, and exclusive
@@ -12,10 +11,10 @@ import json
 from typing import Any
 
 import yaml
-from pydantic import BaseModel
 
 from finetune_api.base import Contract, Rule, models_in
 from finetune_api.v1alpha1 import GROUP, KIND, PLURAL, VERSION, FineTuneJobSpec
+from finetune_api.v1alpha1.job import ObjectMeta
 from finetune_api.v1alpha1.status import FineTuneJobStatus
 
 Schema = dict[str, Any]
@@ -42,14 +41,15 @@ _KEPT = frozenset(
     }
 )  # fmt: skip
 _REWRITTEN = frozenset(
-    {"title", "properties", "additionalProperties", "items", "const", "anyOf", "allOf", "$ref", "$defs",
+    {"title", "properties", "additionalProperties", "items", "const", "anyOf", "$ref", "$defs",
      "exclusiveMinimum", "exclusiveMaximum", "propertyNames", "patternProperties"}
 )  # fmt: skip
 
 
 def crd() -> dict[str, Any]:
     """The CustomResourceDefinition of FineTuneJob."""
-    # The root rule guards the name because the names of pods and services are derived from it.
+    # Of metadata a structural schema may constrain the name: the names of pods and services are derived from it.
+    name = _convert(ObjectMeta.model_json_schema()["properties"]["name"], {}, {})
     root: Schema = {
         "type": "object",
         "description": "A fine-tuning run of a language model.",
@@ -57,17 +57,10 @@ def crd() -> dict[str, Any]:
         "properties": {
             "apiVersion": {"type": "string"},
             "kind": {"type": "string"},
-            "metadata": {"type": "object"},
+            "metadata": {"type": "object", "properties": {"name": name}},
             "spec": structural_schema(FineTuneJobSpec),
             "status": structural_schema(FineTuneJobStatus),
         },
-        "x-kubernetes-validations": [
-            {
-                "rule": "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$') && size(self.metadata.name) <= 50",
-                "message": "metadata.name must be lower-case letters, digits and '-', start with a letter, "
-                "and have at most 50 characters",
-            }
-        ],
     }
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
@@ -105,11 +98,11 @@ def structural_schema(model: type[Contract]) -> Schema:
     return _convert(root, root.get("$defs", {}), models, model)
 
 
-def _models(model: type[BaseModel], seen: frozenset[type[BaseModel]] = frozenset()) -> set[type[Contract]]:
-    """The model and every Contract reachable from its fields."""
+def _models(model: type[Contract], seen: frozenset[type[Contract]] = frozenset()) -> set[type[Contract]]:
+    """The model and every model reachable from its fields."""
     if model in seen:
         raise ValueError(f"{model.__name__} contains itself; a structural schema cannot")
-    found: set[type[Contract]] = {model} if issubclass(model, Contract) else set()
+    found = {model}
     for field in model.model_fields.values():
         for part in models_in(field.annotation):
             found |= _models(part, seen | {model})
@@ -129,45 +122,82 @@ def _convert(
             raise ValueError(f"a union of {len(options)} types is not structural: {node}")
         beside = {key: value for key, value in node.items() if key != "anyOf"}
         return _convert({**options[0], **beside}, defs, models)
-    unknown = [key for key in node if key not in _KEPT | _REWRITTEN and not key.startswith("x-kubernetes-")]
-    if unknown:
-        raise ValueError(f"cannot express {unknown} in a structural schema: {node}")
 
-    schema = {key: node[key] for key in node if key in _KEPT or key.startswith("x-kubernetes-")}
-    if schema.get("default", ...) is None:
-        del schema["default"]
-    if "const" in node:
-        schema["enum"] = [node["const"]]
-    for bound, exclusive in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
-        if exclusive in node:
-            schema |= {bound: node[exclusive], exclusive: True}
+    schema = _scalar(node)
     if "items" in node:
         schema["items"] = _convert(node["items"], defs, models)
+        schema.setdefault("x-kubernetes-list-type", "atomic")
     if "properties" in node:
-        schema["properties"] = {key: _convert(value, defs, models) for key, value in node["properties"].items()}
-        for field in model.model_fields.values() if model else ():
-            # Without a default here the API server would not fill in the defaults inside an object left out.
-            if field.default_factory is not None:
-                schema["properties"][field.alias]["default"] = {}
-    elif isinstance(node.get("additionalProperties"), dict):
-        schema["additionalProperties"] = _convert(node["additionalProperties"], defs, models)
-    if "patternProperties" in node:  # a map whose keys have a pattern
-        [(pattern, values)] = node["patternProperties"].items()
-        schema["additionalProperties"] = _convert(values, defs, models)
-        schema["x-kubernetes-validations"] = _key_rules(pattern, node["propertyNames"]["maxLength"])
+        if model is None:
+            raise ValueError(f"an object whose model is not known (two of one name?): {node}")
+        if node.get("additionalProperties") is not False:
+            raise ValueError(f"{model.__name__} allows unknown fields, which a structural schema would prune")
+        schema["properties"] = _properties(node["properties"], defs, models, model)
+    elif schema.get("type") == "object":
+        schema |= _map(node, defs, models)
     if model is not None and model.rules:
         schema["x-kubernetes-validations"] = [_rule(rule) for rule in model.rules]
     return schema
 
 
-def _key_rules(pattern: str, max_length: int) -> list[Schema]:
-    """Rules for a map's keys, which a structural schema cannot constrain."""
-    return [
-        {
-            "rule": f"self.all(key, size(key) <= {max_length} && key.matches(r'{pattern}'))",
-            "message": f"keys must match {pattern} and have at most {max_length} characters",
-        }
-    ]
+def _scalar(node: Schema) -> Schema:
+    """A node without what is inside it."""
+    unknown = [key for key in node if key not in _KEPT | _REWRITTEN and not key.startswith("x-kubernetes-")]
+    if unknown:
+        raise ValueError(f"cannot express {unknown} in a structural schema: {node}")
+    schema = {key: node[key] for key in node if key in _KEPT or key.startswith("x-kubernetes-")}
+    if "type" not in schema and "x-kubernetes-int-or-string" not in schema:
+        raise ValueError(f"a structural schema needs a type: {node}")
+    if schema.get("default", ...) is None:
+        del schema["default"]
+    if "const" in node:
+        schema["enum"] = [node["const"]]
+    if schema.get("type") == "integer":
+        schema["format"] = "int64"
+    for bound, exclusive in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
+        if exclusive in node:
+            schema |= {bound: node[exclusive], exclusive: True}
+    return schema
+
+
+def _properties(
+    nodes: Schema, defs: dict[str, Schema], models: dict[str, type[Contract]], model: type[Contract]
+) -> dict[str, Schema]:
+    """The schemas of a model's fields, with the defaults as they stand in a manifest."""
+    properties = {key: _convert(node, defs, models) for key, node in nodes.items()}
+    defaults = model.model_construct().to_json()
+    for field in model.model_fields.values():
+        alias = str(field.alias)
+        if field.default_factory is not None:
+            # Without a default here the API server would not fill in the defaults inside an object left out.
+            properties[alias]["default"] = {}
+        elif alias in defaults:
+            properties[alias]["default"] = defaults[alias]  # pydantic's own schema has decimals as numbers
+    return properties
+
+
+def _map(node: Schema, defs: dict[str, Schema], models: dict[str, type[Contract]]) -> Schema:
+    """What makes an object a map. Its keys, which a structural schema cannot constrain, get a rule."""
+    keys = node.get("propertyNames", {})
+    if "patternProperties" in node:
+        [(pattern, values)] = node["patternProperties"].items()
+        keys = {**keys, "pattern": pattern}
+    else:
+        values = node.get("additionalProperties")
+    if not isinstance(values, dict) or not values:
+        raise ValueError(f"a map needs a type of its values: {node}")
+    schema: Schema = {"additionalProperties": _convert(values, defs, models)}
+    limits = {
+        "minLength": ("size(key) >= {}", "not be shorter than {}"),
+        "maxLength": ("size(key) <= {}", "not be longer than {}"),
+        "pattern": ("key.matches(r'{}')", "match {}"),
+    }
+    given = [(*limits[name], keys[name]) for name in limits if name in keys]
+    if given:
+        condition = " && ".join(cel.format(limit) for cel, _, limit in given)
+        message = "keys must " + ", ".join(words.format(limit) for _, words, limit in given)
+        schema["x-kubernetes-validations"] = [{"rule": f"self.all(key, {condition})", "message": message}]
+    return schema
 
 
 def _rule(rule: Rule) -> Schema:

@@ -30,9 +30,16 @@ class ExitCode(IntEnum):
         return "".join(word.capitalize() for word in self.name.split("_"))
 
     @property
-    def retryable(self) -> bool:
-        """Whether the same job may succeed when it is started again."""
-        return 40 <= self.value < 60 or self is ExitCode.STOPPED
+    def permanent(self) -> bool:
+        """Whether the same job would fail in the same way again."""
+        return 10 <= self.value < 30
+
+    @property
+    def retried(self) -> str:
+        """Whether a cluster starts the job again, in words."""
+        if self is ExitCode.COMPLETE or self.permanent:
+            return "no"
+        return "yes, not counted" if self is ExitCode.STOPPED else "up to `spec.backoffLimit` times"
 
     @property
     def explanation(self) -> str:
@@ -59,11 +66,37 @@ _EXPLANATIONS = {
 }
 
 
+_INTRODUCTION = """\
+<!-- Generated from operator/finetune_api by `make generate`; do not edit. -->
+# Exit codes
+
+The trainer ends with one of these codes, and its last words (the termination message) carry the same reason with what
+happened and what to do.
+
+- **10 to 29** would happen again with the same manifest and the same data, so nothing is retried: a retry would only
+  burn hours of a GPU. **40 to 59** may pass when the disk, the network or the neighbour has changed. **143** is no
+  failure: a checkpoint was saved, and the next run goes on from it. **1** is a defect of the trainer or of the
+  machine; because nobody can tell which, it is tried again. So is every code that is not listed, such as 137, where
+  the kernel killed the trainer, most often because memory ran out.
+- **`finetune run`** ends with the code of the first job that is not Complete, and with 0 only when every job is; it
+  starts nothing again by itself. **`finetune validate`** ends with 0 or 10. Both end with 2 for a wrong command line.
+- **On a cluster** the codes are the Job's `podFailurePolicy`: a permanent one fails the job at once, 143 and evictions
+  are ignored, and everything else counts against `spec.backoffLimit`.
+
+"""
+
+
+def render() -> str:
+    """The page docs/exit-codes.md."""
+    return _INTRODUCTION + markdown_table()
+
+
 def markdown_table() -> str:
-    """The table of docs/exit-codes.md."""
+    """The codes as a table."""
     lines = ["| code | reason | retried | meaning |", "|---|---|---|---|"]
-    lines += [
-        f"| {code.value} | `{code.reason}` | {'yes' if code.retryable else 'no'} | {code.explanation} |"
-        for code in ExitCode
-    ]
+    lines += [f"| {code.value} | `{code.reason}` | {code.retried} | {code.explanation} |" for code in ExitCode]
     return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(render(), end="")

@@ -1,19 +1,21 @@
-"""Reads manifests: YAML or JSON documents into FineTuneJobs, or into problems with the line they are on."""
+"""Reads manifests: documents into FineTuneJobs, or into problems with the line they are on."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
+from finetune_api.base import Contract, models_in
+from finetune_api.documents import Document, read_documents
 from finetune_api.problems import Problem, problems_of
 from finetune_api.support import unsupported
-from finetune_api.v1alpha1 import API_VERSION, KIND, FineTuneJob
+from finetune_api.v1alpha1 import API_VERSION, KIND, FineTuneJob, FineTuneJobSpec
+
+_Model = TypeVar("_Model", bound=Contract)
 
 
 class ManifestInvalid(Exception):
@@ -24,26 +26,8 @@ class ManifestInvalid(Exception):
         self.problems = problems
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader without dates: JSON has none, and `kubectl` reads them as strings too."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
-@dataclass(frozen=True, slots=True)
-class _Document:
-    content: Any
-    lines: dict[str, int]
-    """The line of each JSON path."""
-
-
 def load_jobs(path: Path) -> list[FineTuneJob]:
-    """
-    Every FineTuneJob in a file; documents of another kind are passed over.
+    """Every FineTuneJob in a file; documents of another kind are passed over.
 
     Raises ManifestInvalid if the file cannot be read, is no YAML, holds no FineTuneJob or an invalid one.
     """
@@ -55,9 +39,9 @@ def load_jobs(path: Path) -> list[FineTuneJob]:
     problems: list[str] = []
     jobs: list[FineTuneJob] = []
     try:
-        documents = [document for document in _documents(text) if _is_job(document.content)]
+        documents = [document for document in read_documents(text) if _is_job(document.content)]
     except yaml.YAMLError as error:
-        raise ManifestInvalid([_yaml_problem(path, error)]) from None
+        raise ManifestInvalid([_yaml_problem(path, text, error)]) from None
     for document in documents:
         try:
             jobs.append(parse_job(document.content))
@@ -73,8 +57,43 @@ def load_jobs(path: Path) -> list[FineTuneJob]:
 
 
 def parse_job(content: Any) -> FineTuneJob:
-    """A FineTuneJob from a manifest's JSON value; raises pydantic's ValidationError. No value is coerced."""
-    return FineTuneJob.model_validate_json(json.dumps(content), strict=True, by_alias=True, by_name=False)
+    """A FineTuneJob from a manifest's JSON value, judged as the API server judges it.
+
+    No value is coerced, and `status` is not looked at. Raises pydantic's ValidationError.
+    """
+    if isinstance(content, dict):
+        content = {key: value for key, value in content.items() if key != "status"}
+    return _validated(FineTuneJob, content)
+
+
+def parse_spec(content: Any) -> FineTuneJobSpec:
+    """A FineTuneJob's spec, judged likewise; the places in the ValidationError start with `spec`."""
+    return _validated(_SpecOnly, {"spec": content}).spec
+
+
+class _SpecOnly(Contract):
+    spec: FineTuneJobSpec
+
+
+def _validated(model: type[_Model], content: Any) -> _Model:
+    text = json.dumps(_as_stored(content, model))
+    return model.model_validate_json(text, strict=True, by_alias=True, by_name=False)
+
+
+def _as_stored(value: Any, annotation: Any) -> Any:
+    """A value as the API server stores it: a field that is null is absent, and 3.0 is the integer 3."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list):
+        return [_as_stored(item, annotation) for item in value]
+    if not isinstance(value, dict):
+        return value
+    fields = {field.alias: field.annotation for model in models_in(annotation) for field in model.model_fields.values()}
+    return {
+        key: _as_stored(item, fields.get(key))
+        for key, item in value.items()
+        if item is not None or (fields and key not in fields)  # an unknown field is an error even when it is null
+    }
 
 
 def _is_job(content: Any) -> bool:
@@ -85,45 +104,17 @@ def _is_job(content: Any) -> bool:
     return content.get("kind", KIND) == KIND or group == API_VERSION.split("/")[0]
 
 
-def _documents(text: str) -> Iterator[_Document]:
-    loader = _Loader(text)
-    try:
-        while loader.check_node():
-            node = loader.get_node()
-            lines: dict[str, int] = {}
-            _note_lines(node, "", lines)
-            yield _Document(loader.construct_document(node), lines)
-    finally:
-        loader.dispose()
-
-
-def _note_lines(node: yaml.Node | None, path: str, lines: dict[str, int]) -> None:
-    """Record the line of every path below a node; a key given twice is an error, as it is to the API server."""
-    if node is None:
-        return
-    lines.setdefault(path, node.start_mark.line + 1)
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is given twice", problem_mark=key.start_mark)
-            seen.add(key.value)
-            child = f"{path}.{key.value}" if path else str(key.value)
-            lines[child] = key.start_mark.line + 1
-            _note_lines(value, child, lines)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            _note_lines(value, f"{path}[{index}]", lines)
-
-
-def _placed(path: Path, document: _Document, problem: Problem) -> str:
+def _placed(path: Path, document: Document, problem: Problem) -> str:
     place = problem.field
     while place and place not in document.lines:
         place = place[: max(place.rfind("."), place.rfind("["), 0)]
     return f"{path}:{document.lines.get(place, 1)}: {problem}"
 
 
-def _yaml_problem(path: Path, error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
+def _yaml_problem(path: Path, text: str, error: yaml.YAMLError) -> str:
     what = getattr(error, "problem", None) or str(error)
+    mark = getattr(error, "problem_mark", None)
+    if isinstance(error, yaml.reader.ReaderError):  # it counts characters, not lines
+        line = text.count("\n", 0, error.position) + 1
+        return f"{path}:{line}: not valid YAML: the character {chr(error.character)!r} is not allowed"
     return f"{path}:{mark.line + 1}: not valid YAML: {what}" if mark else f"{path}: not valid YAML: {what}"

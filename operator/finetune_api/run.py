@@ -48,7 +48,7 @@ class Run(Contract):
         if claim not in self.volumes:
             known = ", ".join(sorted(self.volumes)) or "none"
             raise UnresolvedUri(f"{uri}: the claim {claim!r} is not mounted (mounted: {known})")
-        return Path(self.volumes[claim], below)
+        return Path(self.volumes[claim], below.lstrip("/"))  # or pvc://claim//etc would be /etc
 
     def digest(self) -> str:
         """SHA-256 over what decides the trained weights: a checkpoint is only used by the run it was made for."""

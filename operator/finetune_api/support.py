@@ -9,9 +9,9 @@ from finetune_api.v1alpha1 import FineTuneJobSpec
 from finetune_api.v1alpha1.job import Task
 from finetune_api.v1alpha1.strategy import AdapterType
 
-_NOT_YET = "is part of the contract, but this release cannot run it yet"
+_NOT_YET = "part of the contract, but not run by this release yet"
 
-_UNSUPPORTED: tuple[tuple[str, Callable[[FineTuneJobSpec], bool], str], ...] = (
+UNSUPPORTED: tuple[tuple[str, Callable[[FineTuneJobSpec], bool], str], ...] = (
     ("task", lambda spec: spec.task != Task.TEXT_CLASSIFICATION, "use TextClassification"),
     ("strategy.distillation", lambda spec: spec.strategy.distillation is not None, "use full or adapter"),
     ("strategy.promptTuning", lambda spec: spec.strategy.prompt_tuning is not None, "use full or adapter"),
@@ -54,4 +54,4 @@ _UNSUPPORTED: tuple[tuple[str, Callable[[FineTuneJobSpec], bool], str], ...] = (
 
 def unsupported(spec: FineTuneJobSpec) -> list[Problem]:
     """The given fields that this release cannot honour."""
-    return [Problem(f"spec.{field}", _NOT_YET, hint) for field, given, hint in _UNSUPPORTED if given(spec)]
+    return [Problem(f"spec.{field}", _NOT_YET, hint) for field, given, hint in UNSUPPORTED if given(spec)]

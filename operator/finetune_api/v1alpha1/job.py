@@ -7,15 +7,14 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from finetune_api.base import Contract, Rule
+from finetune_api.base import GROUP, Contract, Rule
 from finetune_api.v1alpha1.scheduling import PodSpec, ResourcesSpec
 from finetune_api.v1alpha1.sources import Columns, DataSpec, ModelSource, OutputSpec
 from finetune_api.v1alpha1.status import FineTuneJobStatus
 from finetune_api.v1alpha1.strategy import Strategy
 from finetune_api.v1alpha1.training import CheckpointSpec, EvaluationSpec, Metric, TrainingSpec
-from finetune_api.values import DnsLabel
+from finetune_api.values import DnsLabel, DnsSubdomain, LabelKey, LabelValue
 
-GROUP = "finetune-operator.io"
 VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
 KIND = "FineTuneJob"
@@ -103,7 +102,7 @@ class FineTuneJobSpec(Contract):
     """The size of the job."""
     pod: PodSpec = Field(default_factory=PodSpec)
     """Where and how the pods run."""
-    queue_name: DnsLabel | None = None
+    queue_name: Annotated[DnsSubdomain, Field(max_length=63)] | None = None
     """A Kueue LocalQueue that admits the job."""
     suspend: bool = False
     """Hold the job: pods are stopped after saving a checkpoint, and training resumes when this is false again."""
@@ -127,7 +126,7 @@ class FineTuneJobSpec(Contract):
 
 
 class ObjectMeta(Contract):
-    """The part of a Kubernetes object's metadata that a job needs; the rest is kept and not looked at."""
+    """The part of a Kubernetes object's metadata that people write; the rest is kept and not looked at."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -135,6 +134,10 @@ class ObjectMeta(Contract):
     """Lower-case letters, digits and '-', at most 50, so that the names of its pods fit too."""
     namespace: DnsLabel | None = None
     """The namespace; `default` without a cluster."""
+    labels: dict[LabelKey, LabelValue] = Field(default_factory=dict)
+    """Labels of the job."""
+    annotations: dict[str, str] = Field(default_factory=dict)
+    """Annotations of the job."""
     uid: str | None = None
     """Set by the API server."""
 

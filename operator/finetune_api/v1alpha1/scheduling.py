@@ -7,8 +7,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from finetune_api.base import Contract, Rule
-from finetune_api.values import DnsLabel, LabelKey, LabelValue, Quantity
+from finetune_api.base import GROUP, Contract, Rule
+from finetune_api.values import DnsSubdomain, ExtendedResource, LabelKey, LabelValue, Quantity, Unique
 
 
 class ResourcesSpec(Contract):
@@ -18,7 +18,7 @@ class ResourcesSpec(Contract):
     """Pods that train together, each on a node's devices."""
     gpus_per_node: Annotated[int, Field(ge=0, le=16)] = 1
     """GPUs per pod; 0 trains on CPU. Without a cluster the devices of this machine are used."""
-    gpu_resource_name: LabelKey = "nvidia.com/gpu"
+    gpu_resource_name: ExtendedResource = "nvidia.com/gpu"
     """The resource that a node offers its GPUs by."""
     cpu: Quantity | None = None
     """CPU request of a pod."""
@@ -70,7 +70,7 @@ class SecretVariable(Contract):
 
     name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
     """The variable's name."""
-    secret: DnsLabel
+    secret: DnsSubdomain
     """The secret's name."""
     key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
     """The key in the secret."""
@@ -85,7 +85,16 @@ class PodSpec(Contract):
     """Taints that are tolerated."""
     labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=16)] = Field(default_factory=dict)
     """Labels added to the pods."""
-    env_from_secrets: Annotated[tuple[SecretVariable, ...], Field(max_length=16)] = ()
+    env_from_secrets: Annotated[tuple[SecretVariable, ...], Field(max_length=16), Unique("name")] = ()
     """Environment variables from secrets."""
-    priority_class_name: DnsLabel | None = None
+    priority_class_name: DnsSubdomain | None = None
     """The pods' priority class."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel=f"!has(self.labels) || !self.labels.exists(key, key.startsWith('{GROUP}/'))",
+            message=f"labels of {GROUP} are the operator's own",
+            holds=lambda self: not any(key.startswith(f"{GROUP}/") for key in self.labels),
+            field=".labels",
+        ),
+    )

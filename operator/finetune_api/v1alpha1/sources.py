@@ -8,9 +8,10 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from finetune_api.base import Contract, Rule
-from finetune_api.values import ColumnName, DnsLabel, Fraction, OpenFraction, Quantity, Uri
+from finetune_api.values import ColumnName, DnsSubdomain, Fraction, OpenFraction, Quantity, Uri
 
-Revision = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
+_REVISION_PART = r"[-A-Za-z0-9_][-A-Za-z0-9._]*"
+Revision = Annotated[str, Field(min_length=1, max_length=128, pattern=rf"^{_REVISION_PART}(/{_REVISION_PART})*$")]
 
 
 class ModelSource(Contract):
@@ -27,6 +28,12 @@ class ModelSource(Contract):
             message="revision can only be given for an hf:// model",
             holds=lambda self: self.revision is None or self.uri.startswith("hf://"),
             field=".revision",
+        ),
+        Rule(
+            cel="!self.uri.startsWith('hf://datasets/')",
+            message="a hub model is written hf://owner/name",
+            holds=lambda self: not self.uri.startswith("hf://datasets/"),
+            field=".uri",
         ),
     )
 
@@ -145,7 +152,7 @@ class OutputClaim(Contract):
 
     size: Quantity
     """Requested storage, such as "20Gi"."""
-    storage_class_name: DnsLabel | None = None
+    storage_class_name: DnsSubdomain | None = None
     """Storage class; the cluster's default when absent."""
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from finetune_api.base import Contract
-from finetune_api.values import Decimal
+from finetune_api.values import Decimal, Unique
 
 Number = Annotated[float, Decimal()]
 Count = Annotated[int, Field(ge=0)]
@@ -35,7 +34,7 @@ class Condition(Contract):
     """True, False or Unknown."""
     observed_generation: Count | None = None
     """The generation of the spec that this was said of."""
-    last_transition_time: datetime
+    last_transition_time: AwareDatetime
     """When status last changed."""
     reason: Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")]
     """The cause, as one word."""
@@ -59,7 +58,7 @@ class CheckpointStatus(Contract):
 
     step: Count
     """Its step."""
-    time: datetime
+    time: AwareDatetime
     """When it was completed."""
 
 
@@ -90,7 +89,7 @@ class Progress(Contract):
     """The newest evaluation."""
     last_checkpoint: CheckpointStatus | None = None
     """The newest checkpoint."""
-    updated: datetime | None = None
+    updated: AwareDatetime | None = None
     """When this was true."""
 
 
@@ -99,7 +98,7 @@ class Result(Contract):
 
     uri: Text
     """Where the model is."""
-    digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+    digest: Annotated[str, Field(max_length=71, pattern=r"^sha256:[0-9a-f]{64}$")]
     """SHA-256 over the output's files."""
     metric: Text
     """The metric that decides."""
@@ -128,20 +127,15 @@ class FineTuneJobStatus(Contract):
 
     observed_generation: Count | None = None
     """The generation of the spec that this status is about."""
-    conditions: Annotated[
-        tuple[Condition, ...],
-        Field(
-            max_length=16, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
-        ),
-    ] = ()
+    conditions: Annotated[tuple[Condition, ...], Field(max_length=16), Unique("type")] = ()
     """Standard conditions, all present from the first reconcile."""
     phase: Phase | None = None
     """The conditions as one word."""
     strategy: Text | None = None
     """The strategy as one word."""
-    start_time: datetime | None = None
+    start_time: AwareDatetime | None = None
     """When the first pod started."""
-    completion_time: datetime | None = None
+    completion_time: AwareDatetime | None = None
     """When the job ended."""
     restarts: Count = 0
     """How often pods were replaced."""

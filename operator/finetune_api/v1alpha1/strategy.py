@@ -9,7 +9,7 @@ from pydantic import Field
 
 from finetune_api.base import Contract, Rule
 from finetune_api.v1alpha1.sources import ModelSource
-from finetune_api.values import Decimal, NonNegative, Positive
+from finetune_api.values import Decimal, NonNegative, Positive, Unique
 
 ModuleName = Annotated[str, Field(min_length=1, max_length=128)]
 Layer = Annotated[int, Field(ge=0, le=1023)]
@@ -68,7 +68,7 @@ class AdapterStrategy(Contract):
     """LoRA family: scale of the update (alpha / rank); twice the rank by default."""
     dropout: Dropout = 0.0
     """Dropout at the adapter's input."""
-    target_modules: Annotated[tuple[ModuleName, ...], Field(min_length=1, max_length=32)] | None = None
+    target_modules: Annotated[tuple[ModuleName, ...], Field(min_length=1, max_length=32), Unique()] | None = None
     """LoRA family and IA3: names of the modules that get an update; all linear layers of the body by default."""
     stack_on: Annotated[tuple[ModelSource, ...], Field(max_length=8)] = ()
     """Outputs of earlier adapter jobs, from the bottom up; they stay frozen below the new adapter."""

@@ -1,0 +1,77 @@
+"""The table of wrong manifests against the models alone; tests/integration/test_crd.py asks the API server too."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from contract_cases import VALID_SPECS, Case, cases, generic, spec_fields, valid_job, values_in
+from finetune_api.manifest import parse_job
+from finetune_api.problems import problems_of
+from finetune_api.v1alpha1.job import COLUMNS_OF_TASK, METRICS_OF_TASK, Task
+from finetune_api.v1alpha1.sources import Columns
+from finetune_api.v1alpha1.training import Metric
+
+
+def test_valid_manifests_give_every_field_of_the_spec() -> None:
+    given = {generic(path) for name in VALID_SPECS for path in values_in(valid_job(name))}
+    assert given == set(spec_fields())
+
+
+def test_every_wrong_manifest_is_refused_by_field() -> None:
+    wrong = [case for case in cases() if case.refused]
+    assert len(wrong) > 500
+    assert not [case.name for case in wrong if not refused_by_field(case)]
+
+
+def refused_by_field(case: Case) -> bool:
+    try:
+        parse_job(case.manifest)
+    except ValidationError as error:
+        return any(str(problem).startswith(case.field) for problem in problems_of(error))
+    return False
+
+
+def test_every_task_has_columns_and_metrics_and_none_is_orphaned() -> None:
+    assert set(COLUMNS_OF_TASK) == set(METRICS_OF_TASK) == set(Task)
+    assert {name for names in COLUMNS_OF_TASK.values() for name in names} == set(Columns.model_fields)
+    assert {metric for metrics in METRICS_OF_TASK.values() for metric in metrics} == set(Metric)
+
+
+@pytest.mark.parametrize(
+    ("name", "metric"),
+    [
+        ("minimal", "accuracy"),
+        ("everything-of-full", "macroF1"),
+        ("generation", "perplexity"),
+        ("token-classification", "entityF1"),
+        ("question-answering", "exactMatch"),
+    ],
+)
+def test_the_metric_that_decides_is_the_given_one_or_the_tasks_first(name: str, metric: str) -> None:
+    assert parse_job(valid_job(name)).spec.metric() == metric
+
+
+def test_what_is_lower_when_better() -> None:
+    assert [metric for metric in Metric if not metric.higher_is_better] == [Metric.LOSS, Metric.PERPLEXITY]
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("minimal", "Full"),
+        ("adapter-defaults", "Bottleneck"),
+        ("lora", "LoRA"),
+        ("prompt-defaults", "PromptTuning"),
+        ("distillation", "Distillation"),
+        ("auto", "Auto"),
+    ],
+)
+def test_a_strategy_has_one_word(name: str, word: str) -> None:
+    assert parse_job(valid_job(name)).spec.strategy.name == word
+
+
+def test_models_do_not_change() -> None:
+    spec = parse_job(valid_job()).spec
+    with pytest.raises(ValidationError):
+        setattr(spec, "suspend", True)  # noqa: B010 - the type checker knows already
