@@ -1,5 +1,4 @@
-"""
-Cuts rows into batches: length-bucketed, seeded, resumable; padded only to the longest row of a micro-batch.
+"""Cuts rows into batches: length-bucketed, seeded, resumable; padded only to the longest row of a micro-batch.
 
 Legend of tensor shapes: B rows, L tokens, C classes.
 """
@@ -13,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# With batches drawn from sorted pools of this many, padding is about 6 % of the tokens; batches stay random enough.
+# With batches drawn from sorted pools of this many, 4 to 9 % of the tokens of usual texts are padding (random batches:
+# a third and more), and batches stay random enough. Twice as many would halve it.
 POOL_BATCHES = 32
 
 
@@ -62,8 +62,7 @@ def collate(examples: Sequence[Example], pad_token_id: int) -> Batch:
 
 
 class BucketSampler:
-    """
-    Endless batches of row numbers: every epoch a new seeded order, rows of like length together.
+    """Endless batches of row numbers: every epoch a new seeded order, rows of like length together.
 
     The order of an epoch follows from the seed and the epoch alone, so the position in it is all there is to save.
     """

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from finetune_trainer import storage
 
+_FORMAT = 1  # raised when older checkpoints could no longer be resumed from
 _NAME = re.compile(r"step-(\d{8,})")
 _BEST_NAME = re.compile(r"best-(\d{8,})")
 
@@ -32,15 +33,22 @@ class Checkpoint:
     """States of the random number generators, by device."""
     state: dict[str, Any]
     """What else is needed to go on: sampler, controller, figures. Plain JSON."""
+    saved_at: datetime | None = None
+    """When it was written."""
 
 
 class CheckpointStore:
-    """The checkpoints of one run. `owner` names the job's UID and spec: those of any other are never seen."""
+    """The checkpoints of one run; one process at a time.
 
-    def __init__(self, directory: Path, owner: str, keep: int, notify: Callable[[str], None]) -> None:
-        self._directory = directory / hashlib.sha256(owner.encode()).hexdigest()[:16]
+    `owner` names the job's UID and spec, `inputs` what its URIs held: the checkpoints of any other are never used.
+    """
+
+    def __init__(self, directory: Path, owner: str, keep: int, notify: Callable[[str], None], inputs: str = "") -> None:
+        self._owner = _short(f"{_FORMAT}/{owner}")
+        self._directory = directory / f"{self._owner}-{_short(inputs)}"
         self._keep = keep
         self._notify = notify
+        self._unusable: set[Path] = set()
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint and then drop those no longer wanted. Raises TrainerError when the disk is full."""
@@ -51,39 +59,49 @@ class CheckpointStore:
             save_file(checkpoint.random, directory / "random.safetensors")
             storage.write_json(directory / "state.json", checkpoint.state)
 
-        storage.write_directory(self._directory / f"step-{checkpoint.step:08d}", fill)
-        steps = self._steps(_NAME)
-        for _, path in steps[self._keep :]:
-            shutil.rmtree(path)
+        written = self._directory / f"step-{checkpoint.step:08d}"
+        storage.write_directory(written, fill)
+        self._unusable.discard(written)
+        self._drop_unwanted()
+
+    def _drop_unwanted(self) -> None:
+        # Those that could not be used must not count, or they would push out the ones that can be.
+        usable = [path for _, path in self._steps(_NAME) if path not in self._unusable]
+        for path in [*usable[self._keep :], *self._unusable]:
+            storage.remove(path)
+        self._unusable.clear()
         # A best one is dropped only now that no checkpoint which a run may resume from speaks of it any more.
-        wanted = {_best_step(path) for _, path in steps[: self._keep]}
+        wanted = {_best_step(path) for path in usable[: self._keep]}
         for step, path in self._steps(_BEST_NAME):
             if step not in wanted:
-                shutil.rmtree(path)
+                storage.remove(path)
 
     def save_best(self, step: int, weights: dict[str, Tensor]) -> None:
         """Write the weights of the best evaluation so far."""
         storage.write_directory(
-            self._directory / f"best-{step:08d}",
-            lambda directory: save_file(weights, directory / "weights.safetensors"),
+            self._best(step), lambda directory: save_file(weights, directory / "weights.safetensors")
         )
 
     def load_best(self, step: int) -> dict[str, Tensor]:
         """The weights saved as the best, at that step."""
-        directory = self._directory / f"best-{step:08d}"
-        storage.check_directory(directory)
-        return load_file(directory / "weights.safetensors")
+        self._check_best(step)
+        return load_file(self._best(step) / "weights.safetensors")
 
     def newest(self) -> Checkpoint | None:
         """The newest valid checkpoint of this run; says which ones it passes over and why."""
+        for other in self._directory.parent.glob(f"{self._owner}-*"):
+            if other != self._directory:
+                self._notify("there are checkpoints of other data or another model than now; they are not used")
+        storage.tidy(self._directory)
         for step, path in self._steps(_NAME):
             try:
                 storage.check_directory(path)
-                state = json.loads((path / "state.json").read_text())
+                state = json.loads((path / "state.json").read_text(encoding="utf-8"))
                 if (best := state.get("best_step")) is not None:
-                    storage.check_directory(self._directory / f"best-{best:08d}")
+                    self._check_best(best)
             except (storage.NotWhole, OSError, ValueError) as error:
                 self._notify(f"checkpoint {path.name} is not used: {error}")
+                self._unusable.add(path)
                 continue
             return Checkpoint(
                 step=step,
@@ -91,8 +109,18 @@ class CheckpointStore:
                 optimizer=load_file(path / "optimizer.safetensors"),
                 random=load_file(path / "random.safetensors"),
                 state=state,
+                saved_at=datetime.fromtimestamp((path / storage.MANIFEST).stat().st_mtime, UTC),
             )
         return None
+
+    def _best(self, step: int) -> Path:
+        return self._directory / f"best-{step:08d}"
+
+    def _check_best(self, step: int) -> None:
+        try:
+            storage.check_directory(self._best(step))
+        except storage.NotWhole as error:
+            raise storage.NotWhole(f"of the best weights, saved as {self._best(step).name}, {error}") from None
 
     def _steps(self, name: re.Pattern[str]) -> list[tuple[int, Path]]:
         """Checkpoint directories of a kind, newest first."""
@@ -102,10 +130,14 @@ class CheckpointStore:
         return sorted(found, reverse=True)
 
 
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def _best_step(checkpoint: Path) -> int | None:
     """The best step that a checkpoint speaks of; a torn one cannot be resumed from and needs nothing kept."""
     try:
-        best: int | None = json.loads((checkpoint / "state.json").read_text()).get("best_step")
-    except (OSError, ValueError):
+        best: int | None = json.loads((checkpoint / "state.json").read_text(encoding="utf-8")).get("best_step")
+    except (OSError, ValueError, AttributeError):
         return None
     return best

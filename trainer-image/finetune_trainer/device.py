@@ -40,16 +40,16 @@ def set_threads() -> int:
     return torch.get_num_threads()
 
 
-def available_cores() -> int:
+def available_cores(cgroup: Path = _CGROUP) -> int:
     """Cores this process may use: its affinity, and the quota of its cgroup, which the host's count ignores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = (_CGROUP / "cpu.max").read_text().split()
+    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+        quota, period = (cgroup / "cpu.max").read_text().split()
         if quota != "max":
             cores = min(cores, max(1, math.ceil(int(quota) / int(period))))
-    with contextlib.suppress(OSError, ValueError):  # cgroup v1
-        quota_us = int((_CGROUP / "cpu/cpu.cfs_quota_us").read_text())
-        period_us = int((_CGROUP / "cpu/cpu.cfs_period_us").read_text())
+    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):  # cgroup v1
+        quota_us = int((cgroup / "cpu/cpu.cfs_quota_us").read_text())
+        period_us = int((cgroup / "cpu/cpu.cfs_period_us").read_text())
         if quota_us > 0:
             cores = min(cores, max(1, math.ceil(quota_us / period_us)))
     return cores

@@ -28,6 +28,6 @@ def non_finite(what: str, step: int) -> TrainerError:
     """The error for a NaN or infinity at a step."""
     return TrainerError(
         ExitCode.NON_FINITE_LOSS,
-        f"{what} at step {step}; the update was not made and nothing was saved after the last good checkpoint",
+        f"{what} at step {step}; nothing was saved after the last good checkpoint",
         "lower training.learningRate (a tenth is a good first try), or look for broken rows in the data",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -76,16 +76,17 @@ class TrainingLoop:
         self.total_steps = spec.training.max_steps or epochs * self.sampler.batches_per_epoch
         self.evaluate_every = spec.evaluation.every_steps or self.sampler.batches_per_epoch
         self.state = RunState()
-        self._saved_step: int | None = None
+        self._saved: RunState | None = None
         self._clock = time.monotonic()
 
     def run(self) -> RunState:
         """Train to the end, or to the stop. Raises Stopped, or TrainerError on a non-finite loss or a full disk."""
         if not self._resume():
             torch.manual_seed(self.spec.training.seed)
+        self.progress.start(self.state.step, self.total_steps)
         if not self.state.before:
             self.state.before = self.state.last = self._evaluate("before")
-        self.progress.start(self.state.step, self.total_steps)
+        self.progress.start(self.state.step, self.total_steps)  # again, so that steps alone count for the ETA
         self.model.train()
         while True:
             # A resumed run starts here too, so an evaluation or a save that was cut off is made up first.
@@ -187,15 +188,21 @@ class TrainingLoop:
     def _save_is_due(self) -> bool:
         step = self.state.step
         at_interval = self._is_done() or (step > 0 and step % self.spec.checkpoint.every_steps == 0)
-        return at_interval and self._saved_step != step
+        return at_interval and not self._is_saved()
+
+    def _is_saved(self) -> bool:
+        """Whether the newest checkpoint says all that is known. Then it is left alone: a new one could fail."""
+        return self._saved == replace(self.state, seconds=0.0)
 
     def _weights(self) -> dict[str, torch.Tensor]:
         return {name: entry.parameter.detach().contiguous() for name, entry in self.tuning.trained.items()}
 
     def _save(self) -> None:
+        if self._is_saved():
+            return
         weights = self._weights()
         if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
-            raise non_finite("the weights are not finite after the update", self.state.step)
+            raise non_finite("the update made weights that are not finite", self.state.step)
         self._count_time()
         self.checkpoints.save(
             Checkpoint(
@@ -206,7 +213,7 @@ class TrainingLoop:
                 state={**asdict(self.state), "sampler": self.sampler.state_dict()},
             )
         )
-        self._saved_step = self.state.step
+        self._saved = replace(self.state, seconds=0.0)
         self.progress.checkpoint(self.state.step)
 
     def _resume(self) -> bool:
@@ -217,10 +224,11 @@ class TrainingLoop:
         state = dict(checkpoint.state)
         self.sampler.load_state_dict(state.pop("sampler"))
         self.state = RunState(**state)
-        self._saved_step = self.state.step
+        self._saved = replace(self.state, seconds=0.0)
         self._load_weights(checkpoint.weights)
         optim.load_optimizer_tensors(self.optimizer, self.tuning.trained, checkpoint.optimizer)
         devices.set_random_states(checkpoint.random, self.device)
+        self.progress.resumed(checkpoint.step, checkpoint.saved_at, self.state.last)
         self.progress.note(f"resumed from the checkpoint at step {checkpoint.step} of {self.total_steps}")
         return True
 

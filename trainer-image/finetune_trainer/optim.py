@@ -50,7 +50,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def learning_rate_factor(step: int, total_steps: int, training: TrainingSpec) -> float:
-    """The share of the peak learning rate at a step (0 is the first): linear warm-up, then the schedule."""
+    """The share of the peak learning rate at a step (0 is the first): linear warm-up, then the schedule.
+
+    As in transformers, but the warm-up starts one step further, because an update at a rate of zero teaches nothing.
+    """
     warmup_steps = math.ceil(training.warmup_ratio * total_steps)
     if step < warmup_steps:
         return (step + 1) / warmup_steps
@@ -63,7 +66,7 @@ def learning_rate_factor(step: int, total_steps: int, training: TrainingSpec) ->
 def optimizer_tensors(optimizer: torch.optim.Optimizer, trained: Mapping[str, Trained]) -> dict[str, torch.Tensor]:
     """The optimizer's state as tensors named `<state>/<parameter>`."""
     return {
-        f"{key}/{name}": tensor
+        f"{key}/{name}": tensor.contiguous()
         for name, entry in trained.items()
         for key, tensor in optimizer.state[entry.parameter].items()
     }
@@ -79,4 +82,14 @@ def load_optimizer_tensors(
         states.setdefault(name, {})[key] = tensor
     for name, state in states.items():
         parameter = trained[name].parameter
-        optimizer.state[parameter] = {key: tensor.to(parameter.device) for key, tensor in state.items()}
+        optimizer.state[parameter] = {key: _own(tensor, parameter) for key, tensor in state.items()}
+
+
+def _own(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """A copy beside the parameter, laid out like it.
+
+    A tensor read by safetensors is its file mapped into memory: training on it would need the file for ever.
+    """
+    if tensor.shape == parameter.shape:
+        return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
+    return tensor.to(parameter.device, copy=True)

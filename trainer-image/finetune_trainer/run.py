@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,12 +12,13 @@ import torch
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.run import Run
+from finetune_api.support import unsupported
 from finetune_api.v1alpha1.status import Result
 from finetune_trainer import device as devices
 from finetune_trainer import storage
 from finetune_trainer.checkpoint import CheckpointStore
 from finetune_trainer.data.sources import local_path, model_directory
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.export import NUM_PROBES, check_target, export
 from finetune_trainer.export.card import model_card
 from finetune_trainer.loop import RunState, TrainingLoop
@@ -30,11 +32,14 @@ from finetune_trainer.tasks import Task, make_task
 def execute(run: Run, progress: ProgressLog, stop: StopFlag) -> Result:
     """Train and export a job's model. Raises TrainerError."""
     spec, work_dir = run.spec, Path(run.work_dir)
+    refuse_unsupported(run)
     target = local_path(spec.output.uri, run)
     check_target(target)
     with only_trainer_in(work_dir):
         device = devices.pick_device(spec.resources.gpus_per_node)
         progress.note(f"training on {device.type} with {devices.set_threads()} threads")
+        if spec.resources.gpus_per_node and device.type == "cpu":
+            progress.note("a GPU is asked for, but PyTorch finds none: training will take much longer")
         directory = model_directory(spec.model, run)
         task = make_task(run, directory)
         for line in task.data_report:
@@ -44,9 +49,15 @@ def execute(run: Run, progress: ProgressLog, stop: StopFlag) -> Result:
         tuning = prepare(run, loaded, directory)
         tuning.model.to(device)
         checkpoints = CheckpointStore(
-            work_dir / "checkpoints", f"{run.uid}/{run.digest()}", spec.checkpoint.keep, progress.note
+            work_dir / "checkpoints",
+            f"{run.uid}/{run.digest()}",
+            spec.checkpoint.keep,
+            progress.note,
+            inputs=inputs_digest(task, directory),
         )
         state = TrainingLoop(spec, task, tuning, checkpoints, progress, stop, device).run()
+        if stop.is_set:  # the last checkpoint is saved; an export could outlast the grace period
+            raise Stopped(state.step)
         result = make_result(run, target, task, tuning, state)
 
         def card(difference: float) -> str:
@@ -55,6 +66,28 @@ def execute(run: Run, progress: ProgressLog, stop: StopFlag) -> Result:
         progress.note(f"exporting to {target}, reloading it in a fresh process and comparing")
         digest = export(target, tuning, loaded.tokenizer, task.probe_texts(NUM_PROBES), task.max_length, card)
         return result.model_copy(update={"digest": digest})
+
+
+def refuse_unsupported(run: Run) -> None:
+    """Raise TrainerError when the spec has a field that this release would ignore."""
+    if problems := unsupported(run.spec):
+        raise TrainerError(ExitCode.SPEC_INVALID, "; ".join(map(str, problems)))
+
+
+def inputs_digest(task: Task, model_directory: Path) -> str:
+    """A digest over what the URIs of the spec held: the rows as they are trained on, and the model's files.
+
+    Somebody may mend the data and start the job again; checkpoints of the old data must not pass for the new.
+    """
+    digest = hashlib.sha256()
+    for examples in (task.train, task.evaluation):
+        for example in examples:
+            digest.update(repr(example).encode())
+        digest.update(b"/")
+    for path in sorted((model_directory / "config.json", *model_directory.glob("*.safetensors"))):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def make_result(run: Run, target: Path, task: Task, tuning: Tuning, state: RunState) -> Result:
@@ -67,7 +100,10 @@ def make_result(run: Run, target: Path, task: Task, tuning: Tuning, state: RunSt
         after=state.last,
         baseline=task.baseline,
         trainable_parameters=num_parameters(entry.parameter for entry in tuning.trained.values()),
-        total_parameters=num_parameters(tuning.model.parameters()),
+        # peft trains a copy of the head and keeps the original, which is not a part of the tuned model.
+        total_parameters=num_parameters(
+            parameter for name, parameter in tuning.model.named_parameters() if ".original_module." not in name
+        ),
         steps=state.step,
         stopped_early=state.stopped_early,
         duration_seconds=state.seconds,
@@ -83,7 +119,7 @@ def only_trainer_in(work_dir: Path) -> Iterator[None]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise TrainerError(
                 ExitCode.WORK_DIRECTORY_BUSY, f"another trainer is at work in {work_dir}", "wait for it, or stop it"
             ) from None

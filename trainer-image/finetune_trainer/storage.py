@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.errors import TrainerError
 
 MANIFEST = "finetune-manifest.json"
 _TEMPORARY_PREFIX = ".incomplete-"
+_ASIDE_PREFIX = ".replaced-"
+_RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 class NotWhole(Exception):
@@ -26,15 +29,14 @@ class NotWhole(Exception):
 
 
 def write_directory(target: Path, fill: Callable[[Path], None]) -> None:
-    """
-    Make `target` with the files that `fill` writes, or leave everything as it was.
+    """Make `target` with the files that `fill` writes, or leave everything as it was.
 
     An existing `target` is replaced. Raises TrainerError (STORAGE_FULL) when the disk is full.
     """
     temporary = target.parent / f"{_TEMPORARY_PREFIX}{target.name}"
     with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
+        tidy(target.parent, target.name)
         try:
             temporary.mkdir()
             fill(temporary)
@@ -52,18 +54,44 @@ def write_directory(target: Path, fill: Callable[[Path], None]) -> None:
 
 def check_directory(directory: Path) -> None:
     """Raise NotWhole unless every file is there with the size and SHA-256 of the manifest."""
-    try:
-        expected = json.loads((directory / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise NotWhole("no valid manifest") from None
-    for name, entry in expected.items():
+    for name, (size, sha256) in _manifest(directory).items():
         path = directory / name
         if not path.is_file():
             raise NotWhole(f"{name} is missing")
-        if path.stat().st_size != entry["bytes"]:
-            raise NotWhole(f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}")
-        if _sha256(path) != entry["sha256"]:
+        if path.stat().st_size != size:
+            raise NotWhole(f"{name} has {path.stat().st_size} bytes instead of {size}")
+        if _sha256(path) != sha256:
             raise NotWhole(f"{name} has another SHA-256 than was written")
+
+
+def foreign_files(directory: Path) -> list[str]:
+    """Files that are in a directory but not in its manifest; all of them when it has no valid one."""
+    try:
+        known = {MANIFEST, *_manifest(directory)}
+    except NotWhole:
+        known = set()
+    return [name for path in _files(directory) if (name := path.relative_to(directory).as_posix()) not in known]
+
+
+def tidy(directory: Path, name: str | None = None) -> None:
+    """Clear away what killed writes (of one name, or of any) left behind; what they had moved aside is put back."""
+    pattern = glob.escape(name) if name else "*"
+    for aside in directory.glob(f"{_ASIDE_PREFIX}{pattern}"):
+        target = directory / aside.name.removeprefix(_ASIDE_PREFIX)
+        if target.exists():
+            remove(aside)
+        else:
+            aside.rename(target)
+    for unfinished in directory.glob(f"{_TEMPORARY_PREFIX}{pattern}"):
+        remove(unfinished)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a directory with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def digest(directory: Path) -> str:
@@ -78,41 +106,68 @@ def write_json(path: Path, value: Any) -> None:
 
 def replace_file(path: Path, text: str) -> None:
     """Replace a small file at once: a reader sees the old text or the new."""
+    temporary = path.with_name(f"{_TEMPORARY_PREFIX}{path.name}")
     with storage_errors(path):
-        temporary = path.with_name(f"{_TEMPORARY_PREFIX}{path.name}")
-        temporary.write_text(text, encoding="utf-8")
-        _fsync(temporary)
-        temporary.replace(path)
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            _fsync(temporary)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager
 def storage_errors(place: Path) -> Iterator[None]:
-    """Turn "no space left" into a TrainerError; safetensors tells it in its own words."""
+    """Turn "no space left" and "not allowed" into a TrainerError."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        code = error.errno if isinstance(error, OSError) else None
-        if code in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error) or "No space left" in str(error):
+    except TrainerError:
+        raise
+    except Exception as error:
+        code = _error_number(error)
+        if code in (errno.ENOSPC, errno.EDQUOT):
             raise TrainerError(
                 ExitCode.STORAGE_FULL,
                 f"{place}: no space left on the device",
                 "free space or enlarge the volume; the last good checkpoint is kept and the next run resumes from it",
             ) from None
-        if code in (errno.EACCES, errno.EROFS, errno.ENOTDIR):
+        if code in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             raise TrainerError(
                 ExitCode.OUTPUT_REFUSED, f"{place}: {os.strerror(code)}", "let the trainer's user write there"
             ) from None
         raise
 
 
+def _error_number(error: Exception) -> int | None:
+    """The errno of an error; safetensors and tokenizers, which are written in Rust, only have it in their words."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    found = _RUST_OS_ERROR.search(str(error))
+    return int(found[1]) if found else None
+
+
+def _manifest(directory: Path) -> dict[str, tuple[int, str]]:
+    """Size and SHA-256 of every file that was written. Raises NotWhole."""
+    try:
+        files = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["files"]
+        return {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        raise NotWhole("no valid manifest") from None
+
+
 def _replace(temporary: Path, target: Path) -> None:
     if target.exists():
         # A directory cannot be renamed over another; the old one goes aside first and is removed last.
-        old = target.parent / f"{_TEMPORARY_PREFIX}old-{target.name}"
-        shutil.rmtree(old, ignore_errors=True)
+        old = target.parent / f"{_ASIDE_PREFIX}{target.name}"
         target.rename(old)
-        temporary.rename(target)
-        shutil.rmtree(old)
+        try:
+            temporary.rename(target)
+        except BaseException:
+            old.rename(target)
+            raise
+        with contextlib.suppress(OSError):  # what stays is tidied away by the next write
+            remove(old)
     else:
         temporary.rename(target)
     _fsync(target.parent)

@@ -1,5 +1,4 @@
-"""
-Bottleneck adapters for any transformer: the layers, and a model that `from_pretrained` loads.
+"""Bottleneck adapters for any transformer: the layers, and a model that `from_pretrained` loads.
 
 Houlsby et al. 2019 (arXiv 1902.00751, section 2.1): h <- h + W_up f(W_down h), at the output of the attention and of
 the feed-forward block of every layer, after the projection back to the hidden width and before the residual is added.
@@ -85,6 +84,7 @@ class BottleneckAdapter(nn.Module):
         for layer in (self.down, self.up):
             nn.init.trunc_normal_(layer.weight, std=INIT_STD, a=-2 * INIT_STD, b=2 * INIT_STD)
             nn.init.zeros_(layer.bias)
+            layer._is_hf_initialized = True  # or transformers draws it anew, as wide as the base model's layers
 
     def forward(self, hidden: Tensor) -> Tensor:
         return hidden + self.up(nn.functional.gelu(self.down(self.dropout(hidden))))
@@ -138,19 +138,14 @@ class AdaptedForSequenceClassification(PreTrainedModel):
 
 def add_adapter(model: nn.Module, name: str, config: BottleneckConfig) -> None:
     """Append an adapter at every place of the configured placement. Raises UnknownArchitecture."""
-    places = FEED_FORWARD_OUTPUTS if config.placement == "Pfeiffer" else (*ATTENTION_OUTPUTS, *FEED_FORWARD_OUTPUTS)
-    pattern = re.compile(rf"(?:^|\.)(?:{'|'.join(places)})$")
-    outputs = [
-        (path, module)
-        for path, module in model.named_modules()
-        if pattern.search(path) and isinstance(module, nn.Linear | AdaptedLinear)
-    ]
-    if not outputs:
+    attention, feed_forward = _linear_layers(model, ATTENTION_OUTPUTS), _linear_layers(model, FEED_FORWARD_OUTPUTS)
+    if not attention or len(attention) != len(feed_forward):  # a place for only some layers is no known one either
         raise UnknownArchitecture(
             f"no place for bottleneck adapters is known in {type(model).__name__}; known are BERT, RoBERTa, ELECTRA, "
             "DeBERTa, DistilBERT, ModernBERT and decoders with o_proj and down_proj"
         )
-    for path, module in outputs:
+    places = FEED_FORWARD_OUTPUTS if config.placement == "Pfeiffer" else (*ATTENTION_OUTPUTS, *FEED_FORWARD_OUTPUTS)
+    for path, module in _linear_layers(model, places):
         adapted = module if isinstance(module, AdaptedLinear) else AdaptedLinear(module)
         width = adapted.base.out_features
         weight = adapted.base.weight
@@ -158,6 +153,15 @@ def add_adapter(model: nn.Module, name: str, config: BottleneckConfig) -> None:
         adapted.adapters[name] = adapter.to(weight.device) if weight.device.type != "meta" else adapter
         parent, _, attribute = path.rpartition(".")
         setattr(model.get_submodule(parent), attribute, adapted)
+
+
+def _linear_layers(model: nn.Module, names: tuple[str, ...]) -> list[tuple[str, nn.Linear | AdaptedLinear]]:
+    pattern = re.compile(rf"(?:^|\.)(?:{'|'.join(names)})$")
+    return [
+        (path, module)
+        for path, module in model.named_modules()
+        if pattern.search(path) and isinstance(module, nn.Linear | AdaptedLinear)
+    ]
 
 
 AutoConfig.register(BottleneckConfig.model_type, BottleneckConfig, exist_ok=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from finetune_api.exit_codes import ExitCode
+from finetune_api.problems import nearest
 from finetune_api.v1alpha1.sources import DataFormat
 from finetune_trainer.errors import TrainerError
 
@@ -20,6 +22,7 @@ _FORMAT_OF_SUFFIX = {
     ".tsv": DataFormat.CSV,
     ".parquet": DataFormat.PARQUET,
 }
+_SHOWN = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,66 +30,121 @@ class Row:
     """One row of a data source."""
 
     place: str
-    """Where it is, for people: "train.jsonl line 7"."""
+    """Where in the source it is, for people: "line 7"."""
     values: dict[str, Any]
     """Its columns."""
 
 
 def read_file(path: Path, format: DataFormat | None) -> Iterator[Row]:
     """The rows of a file. Raises TrainerError (DATA_INVALID) naming the file and the line."""
+    try:
+        yield from _reader(path, format)(path)
+    except FileNotFoundError:
+        hint = _nearest_file(path) or "check the uri, and that the volume holds it"
+        raise _invalid(f"{path}: no such file", hint) from None
+    except PermissionError:
+        raise _invalid(f"{path}: permission denied", "let the trainer's user read it") from None
+    except UnicodeDecodeError as error:
+        raise _invalid(
+            f"{path} {_undecodable_place(path)}: not UTF-8 text ({error.reason})", "save it as UTF-8"
+        ) from None
+    except OSError as error:  # pyarrow says so too when pages are damaged
+        raise _invalid(
+            f"{path}: cannot be read: {error.strerror or _one_line(error)}", "write the file again, or copy it again"
+        ) from None
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: on one line, and cut to what fits there."""
+    text = " ".join(value.split()) if isinstance(value, str) else repr(value)
+    text = text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+    return repr(text) if isinstance(value, str) else text
+
+
+def _reader(path: Path, format: DataFormat | None) -> Callable[[Path], Iterator[Row]]:
+    path.stat()  # a file that is not there is told before an ending that says nothing
+    if path.is_dir():
+        files = sorted(child.name for child in path.iterdir() if child.suffix.lower() in _FORMAT_OF_SUFFIX)
+        holds = f", such as {files[0]}" if files else ""
+        raise _invalid(f"{path}: is a directory", f"name the file in it{holds}")
     kind = format or _FORMAT_OF_SUFFIX.get(path.suffix.lower())
     if kind is None:
         raise _invalid(
             f"{path}: the format cannot be told from the ending {path.suffix!r}",
             f"use {', '.join(_FORMAT_OF_SUFFIX)}, or set format to {', '.join(DataFormat)}",
         )
-    if path.is_dir():
-        raise _invalid(f"{path} is a directory", "name the file in it")
-    reader = {DataFormat.JSONL: _read_jsonl, DataFormat.CSV: _read_csv, DataFormat.PARQUET: _read_parquet}[kind]
-    try:
-        yield from reader(path)
-    except FileNotFoundError:
-        raise _invalid(f"{path}: no such file", "check the uri, and that the volume holds it") from None
-    except UnicodeDecodeError as error:
-        raise _invalid(f"{path}: not UTF-8 text (byte {error.start})", "convert it to UTF-8") from None
-    except PermissionError:
-        raise _invalid(f"{path}: permission denied", "let the trainer's user read it") from None
+    return {DataFormat.JSONL: _read_jsonl, DataFormat.CSV: _read_csv, DataFormat.PARQUET: _read_parquet}[kind]
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            place = f"{path.name} line {number}"
-            try:
-                values = json.loads(line)
-            except ValueError as error:
-                detail = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-                raise _invalid(f"{place}: not valid JSON: {detail}", "mend or remove that line") from None
-            if not isinstance(values, dict):
-                raise _invalid(
-                    f"{place}: a JSON {type(values).__name__}, not an object",
-                    'write one object a line, such as {"text": ..., "label": ...}',
-                )
-            yield Row(place, values)
+            if line.strip():
+                yield Row(f"line {number}", _json_object(line, f"{path} line {number}"))
+
+
+def _json_object(line: str, place: str) -> dict[str, Any]:
+    try:
+        values = _JSON.decode(line.strip())
+    except json.JSONDecodeError as error:
+        around = error.doc[max(0, error.pos - _SHOWN // 2) : error.pos + _SHOWN // 2]
+        raise _invalid(
+            f"{place}: not valid JSON: {error.msg} at column {error.pos + 1}, near {shown(around)}",
+            _ONE_OBJECT_A_LINE if line.lstrip().startswith("[") else "mend or remove that line",
+        ) from None
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error).partition(";")[0]
+        raise _invalid(f"{place}: not valid JSON: {reason}", "mend or remove that line") from None
+    if not isinstance(values, dict):
+        raise _invalid(f"{place}: {shown(line)} is not a JSON object", _ONE_OBJECT_A_LINE)
+    return values
+
+
+def _not_json(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a JSON value, write null")
+
+
+_JSON = json.JSONDecoder(parse_constant=_not_json)
+_ONE_OBJECT_A_LINE = 'write one object a line, such as {"text": ..., "label": ...}'
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        records = _csv_records(path, csv.reader(file, delimiter=_delimiter(path), strict=True))
+        _, header = next(records, (0, []))
+        repeated = [name for name, count in Counter(header).items() if count > 1 and name]
+        if repeated:
+            raise _invalid(f"{path}: the header has {shown(repeated[0])} twice", "give every column a name of its own")
+        for line, fields in records:
+            if len(fields) > len(header):
+                raise _invalid(
+                    f"{path} line {line}: {len(fields)} fields, but the header names {len(header)} columns",
+                    "quote fields that hold the delimiter",
+                )
+            missing = [None] * (len(header) - len(fields))
+            yield Row(f"line {line}", dict(zip(header, [*fields, *missing], strict=True)))
+
+
+def _delimiter(path: Path) -> str:
+    return "\t" if path.suffix.lower() == ".tsv" else ","
+
+
+def _csv_records(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
+    """Records that are not blank, each with the line it starts on."""
     # Python's default limit of 128 KiB a field would refuse long documents.
     csv.field_size_limit(2**31 - 1)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+    while True:
+        line = reader.line_num + 1
         try:
-            for values in reader:
-                place = f"{path.name} line {reader.line_num}"
-                if None in values:
-                    raise _invalid(
-                        f"{place}: more fields than the header has columns", "quote fields that hold a comma"
-                    )
-                yield Row(place, values)
+            fields = next(reader)
+        except StopIteration:
+            return
         except csv.Error as error:
-            raise _invalid(f"{path.name} line {reader.line_num}: not valid CSV: {error}", "mend that line") from None
+            raise _invalid(
+                f"{path} line {line}: not valid CSV: {error}", "close the quotes, and write a quote in them twice"
+            ) from None
+        if fields:
+            yield line, fields
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:
@@ -94,15 +152,43 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
+    number = 0
     try:
-        file = pyarrow.parquet.ParquetFile(path)
-        number = 0
-        for batch in file.iter_batches(batch_size=4096):
-            for values in batch.to_pylist():
-                number += 1
-                yield Row(f"{path.name} row {number}", values)
-    except pyarrow.ArrowException as error:
-        raise _invalid(f"{path}: not a valid parquet file: {error}", "write it again") from None
+        with pyarrow.parquet.ParquetFile(path) as file:
+            repeated = [name for name, count in Counter(file.schema_arrow.names).items() if count > 1]
+            if repeated:
+                raise _invalid(
+                    f"{path}: has the column {shown(repeated[0])} twice", "give every column a name of its own"
+                )
+            for batch in file.iter_batches(batch_size=4096):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield Row(f"row {number}", values)
+    except (pyarrow.ArrowException, OverflowError, UnicodeDecodeError) as error:
+        place = f" after row {number}" if number else ""
+        raise _invalid(f"{path}{place}: not a valid parquet file: {_one_line(error)}", "write it again") from None
+
+
+def _undecodable_place(path: Path) -> str:
+    """The line on which a file is no UTF-8. A decoder tells only the place in its buffer."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return f"line {number}"
+    return "at its end"
+
+
+def _nearest_file(path: Path) -> str:
+    try:
+        return nearest(path.name, [child.name for child in path.parent.iterdir()])
+    except OSError:
+        return ""
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _invalid(message: str, hint: str) -> TrainerError:

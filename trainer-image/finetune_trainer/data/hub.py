@@ -1,94 +1,261 @@
-"""Reads models and data sets from the Hugging Face hub, and turns its many errors into four."""
+"""Reads models and data sets from the Hugging Face hub, and turns its many errors into a few clear ones."""
 
 from __future__ import annotations
 
+import errno
+import logging
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import datasets
 import huggingface_hub
+from huggingface_hub import constants as hub_constants
 from huggingface_hub import errors as hub_errors
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.v1alpha1.sources import DataSource, ModelSource
+from finetune_trainer import weights
 from finetune_trainer.data.formats import Row
 from finetune_trainer.errors import TrainerError
 
-# Weights are read from safetensors only, so nothing else is downloaded: no pickle, no code.
-_MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]
+# Weights are read from safetensors only, so nothing else is downloaded: no pickle, no code. What a model is loaded
+# from lies at the top; folders and "consolidated" files hold the same weights once more, for other programs.
+_MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+_NOT_MODEL_FILES = ["*/*", "consolidated*"]
+_MODEL_PREFIX = "hf://"
 _DATASET_PREFIX = "hf://datasets/"
-_NOT_FOUND = (
-    hub_errors.RepositoryNotFoundError,
-    hub_errors.RevisionNotFoundError,
-    datasets.exceptions.DatasetNotFoundError,
+_TOKEN = re.compile(r"[\w.-]*", re.ASCII)
+_BATCH_ROWS = 1000
+_UNREACHABLE = (
+    hub_errors.HTTPError,  # of the HTTP client; HfHubHTTPError is one too, so those with a meaning are told first
+    hub_errors.LocalEntryNotFoundError,
+    hub_errors.FileMetadataError,
+    ConnectionError,
+    TimeoutError,
 )
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def download_model(source: ModelSource) -> Path:
     """The local snapshot of a model. Raises TrainerError."""
-    repository = source.uri.removeprefix("hf://").strip("/")
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(repository, revision=source.revision, allow_patterns=_MODEL_FILES)
+    repository = source.uri.removeprefix(_MODEL_PREFIX)
+    _keep_quiet()
+    with _hub_errors(source.uri, source.revision, ExitCode.MODEL_INVALID):
+        snapshot = huggingface_hub.snapshot_download(
+            repository, revision=source.revision, allow_patterns=_MODEL_FILES, ignore_patterns=_NOT_MODEL_FILES
         )
-    except (OSError, ValueError, hub_errors.EntryNotFoundError) as error:
-        raise _trainer_error(error, source.uri, ExitCode.MODEL_INVALID) from None
+    _refuse_pickles(Path(snapshot), repository, source)
+    return Path(snapshot)
 
 
 def read_dataset(source: DataSource, splits: tuple[str, ...]) -> Iterator[Row]:
     """The rows of a data set's split: the one given, else the first of `splits` it has. Raises TrainerError."""
-    repository = source.uri.removeprefix(_DATASET_PREFIX).strip("/")
-    try:
-        dataset = _load(repository, source, splits)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError, hub_errors.EntryNotFoundError) as error:
-        raise _trainer_error(error, source.uri, ExitCode.DATA_INVALID) from None
-    class_labels = {
-        column: feature for column, feature in dataset.features.items() if isinstance(feature, datasets.ClassLabel)
+    repository = source.uri.removeprefix(_DATASET_PREFIX)
+    _keep_quiet()
+    _keep_to_the_endpoint()
+    with _hub_errors(source.uri, source.revision, ExitCode.DATA_INVALID):
+        dataset, split = _load(repository, source, splits)
+    class_names = {
+        column: feature.names
+        for column, feature in dataset.features.items()
+        if isinstance(feature, datasets.ClassLabel)
     }
-    for number, values in enumerate(dataset, start=1):
-        # Names say more than class numbers, and only names can be compared between two sources.
-        named = {column: _class_name(feature, values[column]) for column, feature in class_labels.items()}
-        yield Row(f"{repository} row {number}", {**values, **named})
+    number = 0
+    # As Arrow, or images and sounds in other columns would be decoded.
+    for table in dataset.with_format("arrow").iter(batch_size=_BATCH_ROWS):
+        for values in table.to_pylist():
+            number += 1
+            # Names say more than class numbers, and only names can be compared between two sources.
+            named = {column: _class_name(names, values[column]) for column, names in class_names.items()}
+            yield Row(f"split {split} row {number}", {**values, **named})
 
 
-def _load(repository: str, source: DataSource, splits: tuple[str, ...]) -> Any:
-    available = datasets.get_dataset_split_names(repository, source.subset, revision=source.revision)
+def _load(repository: str, source: DataSource, splits: tuple[str, ...]) -> tuple[Any, str]:
+    builder = _builder(repository, source)
+    available = [str(name) for name in builder.config.data_files or builder.info.splits or ()]
     wanted = (source.split,) if source.split else splits
-    split = next((name for name in wanted if name in available), None)
+    split = next((name for name in wanted if _split_names(name).issubset(available)), None)
     if split is None:
         raise TrainerError(
             ExitCode.DATA_INVALID,
-            f"{source.uri} has no split {' or '.join(map(str, wanted))}; it has {', '.join(available)}",
+            f"{source.uri}: no split {' or '.join(wanted)}; it has {', '.join(available)}",
             "set split to one of them",
         )
-    return datasets.load_dataset(repository, source.subset, split=split, revision=source.revision)
+    builder.download_and_prepare()
+    return builder.as_dataset(split=split), split
 
 
-def _class_name(feature: Any, number: int | None) -> str | None:
-    return None if number is None or number < 0 else str(feature.int2str(number))
+def _builder(repository: str, source: DataSource) -> Any:
+    try:
+        # Asked first, because `datasets` answers every trouble with the newest copy in its cache, of any revision.
+        revision = huggingface_hub.HfApi().dataset_info(repository, revision=source.revision, timeout=30).sha
+    except _UNREACHABLE as error:
+        builder = None if isinstance(error, hub_errors.HfHubHTTPError) else _cached_builder(repository, source)
+        if builder is None:
+            raise
+        return builder
+    # With its prefix, or a folder of that name in the working directory would be read instead.
+    builder = datasets.load_dataset_builder(f"{_DATASET_PREFIX}{repository}", source.subset, revision=revision)
+    if builder.hash != revision:
+        raise ConnectionError(f"revision {revision} could not be fetched")
+    return builder
 
 
-def _trainer_error(error: Exception, uri: str, not_found: ExitCode) -> TrainerError:
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    reason = " ".join(str(error).split())[:300]
-    if isinstance(error, hub_errors.GatedRepoError) or status in (401, 403):
-        return TrainerError(
-            ExitCode.CREDENTIALS_INVALID,
-            f"{uri}: the hub refuses access, or there is no such repository",
-            "check the name; for a private or gated one set HF_TOKEN (pod.envFromSecrets) to a token that may read it",
+def _cached_builder(repository: str, source: DataSource) -> Any | None:
+    """The data set as an earlier run left it in the cache, if that is the revision asked for."""
+    config, was_offline = datasets.config, datasets.config.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = True  # or it would be asked for again and again, 23 seconds long
+    try:
+        builder = datasets.load_dataset_builder(f"{_DATASET_PREFIX}{repository}", source.subset)
+    except Exception:
+        return None
+    finally:
+        config.HF_HUB_OFFLINE = was_offline
+    return builder if source.revision in (None, builder.hash) else None
+
+
+def _split_names(expression: str) -> set[str]:
+    """The splits in an expression such as "train[:10%]+validation"."""
+    return {part.partition("[")[0].strip() for part in expression.split("+")}
+
+
+def _class_name(names: list[str], number: int | None) -> str | None:
+    return names[number] if number is not None and 0 <= number < len(names) else None
+
+
+def _keep_to_the_endpoint() -> None:
+    """Stop `datasets` from asking hosts beside the hub: they may be out of reach, and each is waited for in vain."""
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # a request to a storage service for every data set
+    datasets.config.USE_PARQUET_EXPORT = False  # one to the data set viewer, which mirrors of the hub do not have
+
+
+def _keep_quiet() -> None:
+    """Leave bars, and a line for every request, out of the log."""
+    datasets.disable_progress_bars()
+    huggingface_hub.utils.disable_progress_bars()
+    logging.getLogger(hub_errors.HTTPError.__module__.partition(".")[0]).setLevel(logging.WARNING)
+
+
+def _refuse_pickles(snapshot: Path, repository: str, source: ModelSource) -> None:
+    """Raise TrainerError if the repository has weights, but none that are downloaded."""
+    if any(snapshot.glob(f"*{weights.SUFFIX}")):
+        return
+    try:
+        files = [Path(file.path) for file in huggingface_hub.get_cached_repo_tree(repository, revision=source.revision)]
+    except hub_errors.CachedRepoTreeNotFoundError:
+        return
+    if pickles := sorted(str(file) for file in files if any(map(file.match, weights.PICKLES))):
+        raise TrainerError(
+            ExitCode.MODEL_INVALID,
+            f"{source.uri}: the weights are pickles only ({', '.join(pickles[:3])}), which run code when read",
+            "name a revision that has safetensors; converted ones are often offered as a pull request (refs/pr/1)",
         )
-    missing = (
-        hub_errors.RepositoryNotFoundError,
-        hub_errors.RevisionNotFoundError,
-        datasets.exceptions.DatasetNotFoundError,
+
+
+@contextmanager
+def _hub_errors(uri: str, revision: str | None, code: ExitCode) -> Iterator[None]:
+    """Turn what the libraries raise into TrainerError; `code` is for what the source itself lacks."""
+    if not _TOKEN.fullmatch(huggingface_hub.get_token() or ""):
+        # Found later, the HTTP client would tell all of it.
+        raise TrainerError(
+            ExitCode.CREDENTIALS_INVALID,
+            f"{uri}: HF_TOKEN holds characters that no token has",
+            "look for spaces, line breaks and quotes in the secret",
+        )
+    try:
+        yield
+    except (TrainerError, MemoryError):
+        raise
+    except Exception as error:
+        causes = list(_causes(error))
+        raise (
+            _storage_error(causes, uri)
+            or _access_error(causes, uri, revision, code)
+            or _network_error(causes, uri)
+            or _source_error(causes, uri, code)
+        ) from None
+
+
+def _storage_error(causes: list[BaseException], uri: str) -> TrainerError | None:
+    errors = {cause.errno for cause in causes if isinstance(cause, OSError)}
+    if not errors & (_FULL | _REFUSED) and "enough disk space" not in str(causes[0]):
+        return None
+    refused = errors & _REFUSED
+    return TrainerError(
+        ExitCode.OUTPUT_REFUSED if refused else ExitCode.STORAGE_FULL,
+        f"{uri}: {'not allowed to write' if refused else 'no space left'} in the hub's cache {hub_constants.HF_HOME}",
+        "set HF_HOME to a directory with space that the trainer's user may write to",
     )
-    if isinstance(error, missing) or status == 404:
-        return TrainerError(not_found, f"{uri}: not found on the hub", "check owner, name and revision")
-    if isinstance(error, ValueError):
-        return TrainerError(not_found, f"{uri}: {reason}", "check subset, split and the name")
+
+
+def _access_error(causes: list[BaseException], uri: str, revision: str | None, code: ExitCode) -> TrainerError | None:
+    # Of a gated data set, `datasets` leaves no more than the word.
+    is_gated = any(
+        isinstance(cause, datasets.exceptions.DatasetNotFoundError) and "gated" in str(cause) for cause in causes
+    )
+    if is_gated or _has(causes, hub_errors.GatedRepoError):
+        return _no_access(f"{uri}: its owner has to grant access")
+    if _has(causes, hub_errors.RevisionNotFoundError):
+        return TrainerError(code, f"{uri}: the hub has no revision {revision!r} of it", "check the revision")
+    if _has(causes, hub_errors.RepositoryNotFoundError, datasets.exceptions.DatasetNotFoundError):
+        return TrainerError(
+            code,
+            f"{uri}: the hub has no such repository, or it is a private one",
+            "check owner and name; for a private one set HF_TOKEN (pod.envFromSecrets) to a token that may read it",
+        )
+    return _no_access(f"{uri}: the hub refuses access") if _statuses(causes) & {401, 403} else None
+
+
+def _network_error(causes: list[BaseException], uri: str) -> TrainerError | None:
+    if not _has(causes, *_UNREACHABLE) or _statuses(causes) & {400, 404}:
+        return None
     return TrainerError(
         ExitCode.NETWORK_UNAVAILABLE,
-        f"{uri}: the hub cannot be reached: {reason}",
+        f"{uri}: the hub cannot be reached: {_one_line(causes[-1])}",
         "check the network, HF_ENDPOINT and proxies",
     )
+
+
+def _source_error(causes: list[BaseException], uri: str, code: ExitCode) -> TrainerError:
+    if len(causes) > 1 and isinstance(causes[0], datasets.exceptions.DatasetGenerationError):
+        return TrainerError(
+            code,
+            f"{uri}: its files cannot be read: {_one_line(causes[1])}",
+            "name a subset or revision without that fault",
+        )
+    return TrainerError(code, f"{uri}: {_one_line(causes[-1])}", "check the name, the revision, and subset and split")
+
+
+def _has(causes: list[BaseException], *kinds: type[BaseException]) -> bool:
+    return any(isinstance(cause, kinds) for cause in causes)
+
+
+def _statuses(causes: list[BaseException]) -> set[int | None]:
+    """The HTTP statuses that the errors come from."""
+    return {getattr(getattr(cause, "response", None), "status_code", None) for cause in causes}
+
+
+def _no_access(message: str) -> TrainerError:
+    has_token = huggingface_hub.get_token() is not None
+    return TrainerError(
+        ExitCode.CREDENTIALS_INVALID,
+        f"{message}; {'the token in HF_TOKEN has none' if has_token else 'HF_TOKEN is not set'}",
+        "accept its conditions on the hub, and set HF_TOKEN (pod.envFromSecrets) to a valid token that may read it",
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and what it came from."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

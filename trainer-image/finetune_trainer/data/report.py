@@ -15,6 +15,8 @@ class DataReport:
     source: str
     num_read: int = 0
     num_kept: int = 0
+    num_held_out: int = 0
+    """Kept rows that are evaluated on, because no evaluation data was given."""
     num_truncated: int = 0
     unusable: Counter[str] = field(default_factory=Counter)
     """Rows that cannot be learnt from, by reason."""
@@ -40,17 +42,19 @@ class DataReport:
     @property
     def unusable_fraction(self) -> float:
         """Share of the rows read that are unusable."""
-        return sum(self.unusable.values()) / self.num_read if self.num_read else 0.0
+        return self.unusable.total() / self.num_read if self.num_read else 0.0
 
     def __str__(self) -> str:
-        """One line for people: "train.jsonl: 1000 rows kept of 1020 read; dropped 20: 20 duplicates (...)"."""
+        """One line for people: "a.jsonl: 98 rows kept of 100 read; dropped 2: 2 repeated (line 7, line 9)"."""
         text = f"{self.source}: {self.num_kept} rows kept of {self.num_read} read"
+        if self.num_held_out:
+            text += f", {self.num_held_out} of them held out for evaluation"
         if dropped := self.unusable + self.duplicate:
             reasons = [
                 f"{count} {reason} ({', '.join(self.places[reason])}{', ...' if count > _EXAMPLES else ''})"
                 for reason, count in dropped.items()
             ]
-            text += f"; dropped {dropped.total()}: " + "; ".join(reasons)
+            text += f"; dropped {dropped.total()}: {', '.join(reasons)}"
         if self.num_truncated:
             text += f"; {self.num_truncated} truncated"
         return text

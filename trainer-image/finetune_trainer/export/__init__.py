@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,12 +24,37 @@ def check_target(target: Path) -> None:
     """Raise TrainerError unless the output may be written: absent, empty, or an earlier output of ours."""
     if target.exists() and not target.is_dir():
         raise TrainerError(ExitCode.OUTPUT_REFUSED, f"output {target} is a file", "name a directory")
-    if target.is_dir() and any(target.iterdir()) and not (target / storage.MANIFEST).is_file():
+    if target.is_mount():
         raise TrainerError(
             ExitCode.OUTPUT_REFUSED,
-            f"output {target} is not empty, and what is in it was not written by a FineTuneJob",
+            f"output {target} is the root of a volume, which cannot be replaced as a whole",
+            "name a directory in it",
+        )
+    if target.is_dir() and (foreign := storage.foreign_files(target)):
+        raise TrainerError(
+            ExitCode.OUTPUT_REFUSED,
+            f"output {target} holds files that were not written by a FineTuneJob: {', '.join(foreign[:3])}"
+            + (", ..." if len(foreign) > 3 else ""),
             "name another directory, or empty it yourself",
         )
+    _check_parent(target)
+
+
+def _check_parent(target: Path) -> None:
+    """Raise TrainerError unless a directory can be made there; better before hours of training than after."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return  # training may run, and by its end there may be space again
+        reason = error.strerror
+    else:
+        if os.access(target.parent, os.W_OK | os.X_OK):
+            return
+        reason = os.strerror(errno.EACCES)
+    raise TrainerError(
+        ExitCode.OUTPUT_REFUSED, f"output {target} cannot be made: {reason}", "let the trainer's user write there"
+    )
 
 
 def export(
@@ -38,8 +65,7 @@ def export(
     max_length: int,
     card: Callable[[float], str],
 ) -> str:
-    """
-    Write the model to `target` and return its digest. Raises TrainerError when the reloaded one differs.
+    """Write the model to `target` and return its digest. Raises TrainerError when the reloaded one differs.
 
     `texts` are compared by their logits; `card` gets the largest difference and returns the model card.
     """
@@ -47,18 +73,26 @@ def export(
     def fill(directory: Path) -> None:
         tuning.save(directory)
         expected_BC = _logits(tuning, tokenizer, texts, max_length)
-        difference = reload.compare(directory, tuning.loader, texts, max_length, expected_BC)
+        try:
+            difference = reload.compare(directory, tuning.loader, texts, max_length, expected_BC)
+        except reload.NotLoaded as error:
+            raise _mismatch(str(error)) from None
         if not difference <= TOLERANCE * max(1.0, expected_BC.abs().max().item()):
-            raise TrainerError(
-                ExitCode.EXPORT_MISMATCH,
-                f"the exported model gives other logits than the trained one (largest difference {difference:g})",
-                "this is a defect; the last checkpoint is kept, please report it with the log",
-            )
+            raise _mismatch(f"the exported model gives other logits (largest difference {difference:g})")
         (directory / "README.md").write_text(card(difference), encoding="utf-8")
 
+    target = target.resolve()  # a link to a directory stays, and what it points to is replaced
     check_target(target)
     storage.write_directory(target, fill)
     return storage.digest(target)
+
+
+def _mismatch(message: str) -> TrainerError:
+    return TrainerError(
+        ExitCode.EXPORT_MISMATCH,
+        message,
+        "this is a defect; the last checkpoint is kept, please report it with the log",
+    )
 
 
 @torch.no_grad()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import yaml
-
+from finetune_api.documents import write_document
 from finetune_api.run import Run
 from finetune_api.v1alpha1.status import Result
 from finetune_api.values import finite_or_none
@@ -46,7 +45,7 @@ def model_card(
     }
     share = result.trainable_parameters / result.total_parameters
     return f"""---
-{yaml.safe_dump(header, sort_keys=False)}---
+{write_document(header)}---
 
 # {run.name}
 
@@ -72,7 +71,7 @@ Tuned by FineTuneJob `{run.namespace}/{run.name}`: {spec.task}, strategy {spec.s
 
 ## The job
 ```yaml
-{yaml.safe_dump(spec.to_json(), sort_keys=False)}```
+{write_document(spec.to_json())}```
 """
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,13 +15,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 
+class NotLoaded(Exception):
+    """The exported model does not load, or not as the model that was trained; the message says how."""
+
+
 def compare(
     directory: Path, loader: str, texts: list[tuple[str, str | None]], max_length: int, expected_BC: torch.Tensor
 ) -> float:
-    """
-    Largest absolute difference between expected logits and those of the model loaded from a directory.
+    """Largest absolute difference between expected logits and those of the model loaded from a directory.
 
-    Raises RuntimeError with the process's last words when it cannot load the model.
+    Raises NotLoaded with the process's last words when it cannot load the model, MemoryError when it was killed.
     """
     with tempfile.TemporaryDirectory() as scratch:
         request, answer = Path(scratch, "request.json"), Path(scratch, "logits.safetensors")
@@ -34,13 +39,24 @@ def compare(
                 }
             )
         )
-        # -P keeps this file's folder off the path, so the process sees installed packages only.
         done = subprocess.run(
-            [sys.executable, "-P", __file__, str(request)], capture_output=True, text=True, check=False
+            # -P keeps this file's folder off the path, so the process sees installed packages only.
+            [sys.executable, "-P", __file__, str(request)],
+            capture_output=True,
+            text=True,
+            check=False,
+            # transformers copies an export's code before it runs it; home may be read-only, and is not ours to fill.
+            env=os.environ | {"HF_MODULES_CACHE": scratch},
+            start_new_session=True,  # Ctrl-C is for the trainer, which ends well
         )
+        if done.returncode == -signal.SIGKILL:
+            raise MemoryError("out of memory: the process that reloads the exported model was killed")
         if done.returncode:
-            raise RuntimeError(f"the exported model cannot be loaded: {done.stderr.strip()[-2000:]}")
-        return (load_file(answer)["logits"] - expected_BC).abs().max().item()
+            raise NotLoaded(f"the exported model cannot be loaded: {done.stderr.strip()[-1000:]}")
+        logits_BC = load_file(answer)["logits"]
+        if logits_BC.shape != expected_BC.shape:
+            raise NotLoaded(f"the exported model gives logits {[*logits_BC.shape]} instead of {[*expected_BC.shape]}")
+        return (logits_BC - expected_BC).abs().max().item()
 
 
 def encode(tokenizer: Any, texts: list[tuple[str, str | None]], max_length: int) -> Any:

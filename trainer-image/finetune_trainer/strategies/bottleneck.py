@@ -31,6 +31,8 @@ def prepare_bottleneck(strategy: AdapterStrategy, loaded: Loaded) -> Tuning:
         adapters=[ADAPTER_NAME],
     )
     loaded.model.requires_grad_(False)
+    # By identity, because the names of layers change when adapters are put around them.
+    head = {id(parameter) for name, parameter in loaded.model.named_parameters() if name in loaded.head}
     try:
         model = AdaptedForSequenceClassification.wrap(loaded.model, config)
     except UnknownArchitecture as error:
@@ -39,7 +41,7 @@ def prepare_bottleneck(strategy: AdapterStrategy, loaded: Loaded) -> Tuning:
         ) from None
     trained = {}
     for name, parameter in model.named_parameters():
-        is_head = name.removeprefix("model.") in loaded.head
+        is_head = id(parameter) in head
         if is_head or ".adapters." in name:
             parameter.requires_grad_(True)
             trained[name] = Trained(parameter, is_head=is_head)

@@ -47,6 +47,9 @@ def prepare_full(strategy: FullStrategy, loaded: Loaded) -> Tuning:
 
 def depths(model: nn.Module, head: frozenset[str]) -> dict[str, int]:
     """Each parameter's depth: 0 for embeddings, 1 to N for layers, N + 1 for the head and what follows the layers."""
+    embeddings = {
+        f"{path}.weight" for path, module in model.named_modules() if isinstance(module, nn.Embedding)
+    }  # DeBERTa has its relative positions after the layers
     numbers = {name: _LAYER_NUMBER.search(name) for name, _ in model.named_parameters()}
     num_layers = max((int(found[1]) + 1 for found in numbers.values() if found), default=0)
     depth, seen_layers = {}, False
@@ -57,5 +60,5 @@ def depths(model: nn.Module, head: frozenset[str]) -> dict[str, int]:
         elif found:
             depth[name] = int(found[1]) + 1
         else:
-            depth[name] = num_layers + 1 if seen_layers else 0
+            depth[name] = num_layers + 1 if seen_layers and name not in embeddings else 0
     return depth

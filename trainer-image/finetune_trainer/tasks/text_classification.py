@@ -8,12 +8,15 @@ from pathlib import Path
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
+from finetune_api.exit_codes import ExitCode
 from finetune_api.run import Run
 from finetune_trainer import losses
 from finetune_trainer.batching import Batch, Example, collate
 from finetune_trainer.data import text_classification as data
+from finetune_trainer.data.report import DataReport
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.metrics import ClassificationMetrics
-from finetune_trainer.models import Loaded, check_directory, load_model, load_tokenizer
+from finetune_trainer.models import Loaded, check_directory, load_model, load_tokenizer, longest_input
 
 DEFAULT_MAX_LENGTH = 512
 _TOKENISE_ROWS = 1000
@@ -28,12 +31,9 @@ class TextClassification:
         self._tokenizer = tokenizer
         self.max_length = max_length
         self.labels: Sequence[str] = texts.labels
-        self.train: Sequence[Example]
-        self.evaluation: Sequence[Example]
-        self.train, truncated_train = self._tokenise(texts.train)
-        self.evaluation, truncated_evaluation = self._tokenise(texts.evaluation)
-        for report, truncated in zip(texts.reports, (truncated_train, truncated_evaluation), strict=False):
-            report.num_truncated = truncated
+        # Without evaluation data of its own there is one report for both.
+        self.train: Sequence[Example] = self._tokenise(texts.train, texts.reports[0])
+        self.evaluation: Sequence[Example] = self._tokenise(texts.evaluation, texts.reports[-1])
         self.data_report: Sequence[str] = [str(report) for report in texts.reports]
         self.baseline = texts.majority_fraction()
 
@@ -42,15 +42,21 @@ class TextClassification:
         """Read and tokenise a run's data. The model directory is checked first, because that takes no time."""
         check_directory(directory)
         tokenizer = load_tokenizer(directory)
+        limit, wanted = longest_input(directory, tokenizer), run.spec.data.max_length
+        if wanted is not None and wanted > limit:
+            raise TrainerError(
+                ExitCode.SPEC_INVALID,
+                f"spec.data.maxLength is {wanted}, but the model takes at most {limit} tokens",
+                f"use at most {limit}",
+            )
         # Tokenizers without a limit of their own say so with a huge number.
-        limit = min(tokenizer.model_max_length, DEFAULT_MAX_LENGTH)
         return cls(
-            data.load(run), directory, tokenizer, min(run.spec.data.max_length or limit, tokenizer.model_max_length)
+            data.load(run), directory, tokenizer, wanted or min(limit, tokenizer.model_max_length, DEFAULT_MAX_LENGTH)
         )
 
     def load_model(self) -> Loaded:
         """The pretrained model with a head of one output a label."""
-        return load_model(
+        loaded = load_model(
             AutoModelForSequenceClassification,
             self._directory,
             self._tokenizer,
@@ -59,6 +65,15 @@ class TextClassification:
             label2id={label: number for number, label in enumerate(self.labels)},
             problem_type="single_label_classification",  # or transformers guesses it from the targets' dtype
         )
+        highest = max(max(example.input_ids) for example in (*self.train, *self.evaluation))
+        size = loaded.model.get_input_embeddings().num_embeddings
+        if highest >= size:
+            raise TrainerError(
+                ExitCode.MODEL_INVALID,
+                f"{self._directory}: the tokenizer gives token {highest}, but the model knows {size} tokens only",
+                "use the tokenizer that belongs to the model",
+            )
+        return loaded
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Examples as tensors; targets are class numbers [B]."""
@@ -80,18 +95,19 @@ class TextClassification:
         """The first evaluation rows."""
         return [(row.text, row.pair) for row in self._texts.evaluation[:count]]
 
-    def _tokenise(self, rows: Sequence[data.LabelledText]) -> tuple[list[Example], int]:
-        """The rows as examples, and how many were truncated."""
+    def _tokenise(self, rows: Sequence[data.LabelledText], report: DataReport) -> list[Example]:
+        """The rows as examples; those that are truncated are counted."""
         number_of = {label: number for number, label in enumerate(self.labels)}
-        examples, num_truncated = [], 0
+        examples = []
         for start in range(0, len(rows), _TOKENISE_ROWS):
             chunk = rows[start : start + _TOKENISE_ROWS]
             pairs = [row.pair for row in chunk] if chunk[0].pair is not None else None
             encoded = self._tokenizer([row.text for row in chunk], pairs, truncation=True, max_length=self.max_length)
-            for i, row in enumerate(chunk):
-                ids = encoded["input_ids"][i]
-                types = encoded["token_type_ids"][i] if "token_type_ids" in encoded else None
-                examples.append(Example(ids, types, number_of[row.label]))
-                overflowing = encoded.encodings[i].overflowing if encoded.encodings else ()
-                num_truncated += bool(overflowing)
-        return examples, num_truncated
+            types = encoded.get("token_type_ids") or [None] * len(chunk)
+            for row, ids, row_types in zip(chunk, encoded["input_ids"], types, strict=True):
+                examples.append(Example(ids, row_types, number_of[row.label]))
+                report.num_truncated += len(ids) == self.max_length and self._is_longer(row)
+        return examples
+
+    def _is_longer(self, row: data.LabelledText) -> bool:
+        return len(self._tokenizer(row.text, row.pair)["input_ids"]) > self.max_length

@@ -1,0 +1,381 @@
+"""Loading models: what is refused and in which words, what is new, and that no code of a model ever runs."""
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    BertForSequenceClassification,
+    BertModel,
+)
+
+from finetune_api.exit_codes import ExitCode
+from finetune_trainer.models import Loaded, check_directory, load_model, load_tokenizer, longest_input
+from trainer.data_fixtures import failure
+from trainer.tiny import make_model
+
+
+def load(directory: Path, num_labels: int = 3) -> Loaded:
+    """All that a job does with a model directory before it trains."""
+    check_directory(directory)
+    tokenizer = load_tokenizer(directory)
+    longest_input(directory, tokenizer)
+    return load_model(AutoModelForSequenceClassification, directory, tokenizer, num_labels=num_labels)
+
+
+def refused(directory: Path) -> str:
+    """How loading fails; the directory is always named."""
+    told = failure(ExitCode.MODEL_INVALID, load, directory)
+    assert str(directory) in told
+    return told
+
+
+@pytest.fixture
+def model(tiny_bert: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+
+
+def edit(file: Path, **changes: Any) -> None:
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in (content | changes).items() if value is not ...}))
+
+
+def booby_trap(directory: Path) -> Path:
+    """Python files that leave a mark when they are run."""
+    mark = directory.parent / "mark"
+    for name in ("modeling_own.py", "configuration_own.py", "tokenization_own.py"):
+        (directory / name).write_text(f"open({str(mark)!r}, 'w')\n\n\nclass Own:\n    pass\n")
+    return mark
+
+
+OWN_CODE = {
+    "AutoConfig": "configuration_own.Own",
+    "AutoModel": "modeling_own.Own",
+    "AutoModelForSequenceClassification": "modeling_own.Own",
+}
+
+
+class TestDirectory:
+    def test_absent(self, tmp_path: Path) -> None:
+        directory = tmp_path / "none"
+        assert refused(directory) == (
+            f"{directory}: no such model directory (check model.uri, and that the volume holds it)"
+        )
+
+    def test_a_file(self, model: Path) -> None:
+        assert refused(model / "config.json") == (
+            f"{model}/config.json: not a readable directory: Not a directory (check model.uri)"
+        )
+
+    def test_unreadable(self, model: Path) -> None:
+        model.chmod(0)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)
+        try:
+            assert "not a readable directory: Permission denied" in failure(
+                ExitCode.MODEL_INVALID, check_directory, model
+            )
+        finally:
+            os.seteuid(user)
+
+    def test_empty(self, tmp_path: Path) -> None:
+        assert "no config.json (a model directory is what save_pretrained writes)" in refused(tmp_path)
+
+    def test_an_adapter_of_peft(self, model: Path) -> None:
+        (model / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(model)}))
+        assert "a peft adapter, not a whole model (name its base model" in refused(model)
+
+
+class TestConfig:
+    @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe{}", b'{"a": ' * 100_000])
+    def test_broken(self, model: Path, content: bytes) -> None:
+        (model / "config.json").write_bytes(content)
+        assert f"{model}/config.json: not valid JSON" in refused(model)
+
+    @pytest.mark.parametrize("content", ["[]", '"auto_map"', "null", "{}", '{"model_type": 5}'])
+    def test_without_model_type(self, model: Path, content: str) -> None:
+        (model / "config.json").write_text(content)
+        assert f"{model}/config.json: has no model_type" in refused(model)
+
+    def test_unknown_model_type(self, model: Path) -> None:
+        edit(model / "config.json", model_type="brt")
+        assert refused(model) == (
+            f"{model}/config.json: the model_type 'brt' is not known to transformers (did you mean bert?)"
+        )
+
+    @pytest.mark.parametrize("size", ["wide", 31, 0, -32])
+    def test_a_value_that_makes_no_model(self, model: Path, size: Any) -> None:
+        edit(model / "config.json", hidden_size=size)
+        assert "config.json" in refused(model)
+
+    @pytest.mark.parametrize("number", [10**6, None, -1])
+    def test_the_padding_token_is_the_tokenizers(self, model: Path, number: int | None) -> None:
+        edit(model / "config.json", pad_token_id=number)
+        assert load(model).model.config.pad_token_id == 0
+
+    def test_a_kind_of_model_that_has_no_such_head(self, model: Path) -> None:
+        edit(model / "config.json", model_type="vit", image_size=32, patch_size=8)
+        told = refused(model)
+        assert "AutoModelForSequenceClassification" in told
+        assert len(told) < 400
+
+
+class TestWeights:
+    def test_none(self, model: Path) -> None:
+        (model / "model.safetensors").unlink()
+        assert refused(model) == (
+            f"{model}: no weights (model.safetensors) (copy the model again; downloads may be incomplete)"
+        )
+
+    def test_of_another_name(self, model: Path) -> None:
+        (model / "model.safetensors").rename(model / "consolidated.safetensors")
+        assert "no weights (model.safetensors)" in refused(model)
+
+    def test_pickles_only_are_never_read(self, model: Path) -> None:
+        mark = model.parent / "mark"
+        (model / "pytorch_model.bin").write_bytes(pickle_that_touches(mark))
+        (model / "model.safetensors").unlink()
+        assert refused(model) == (
+            f"{model}: the weights are pickles only (pytorch_model.bin), which run code when read "
+            "(convert them to safetensors: load and save_pretrained(...) on a machine where you trust them)"
+        )
+        assert not mark.exists()
+
+    def test_beside_a_pickle_safetensors_are_read(self, model: Path) -> None:
+        mark = model.parent / "mark"
+        (model / "pytorch_model.bin").write_bytes(pickle_that_touches(mark))
+        (model / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {}}))
+        expected = load_file(model / "model.safetensors")
+        state = load(model).model.state_dict()
+        assert all(torch.equal(state[f"bert.{name}"], tensor) for name, tensor in expected.items())
+        assert not mark.exists()
+
+    @pytest.mark.parametrize("size", [0, 7, 100, 20_000])
+    def test_truncated(self, model: Path, size: int) -> None:
+        file = model / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:size])
+        assert f"{file}: not a whole safetensors file" in refused(model)
+
+    def test_damaged_header(self, model: Path) -> None:
+        file = model / "model.safetensors"
+        file.write_bytes(b"\xff" * 8 + file.read_bytes()[8:])
+        assert f"{file}: not a whole safetensors file" in refused(model)
+
+    def test_a_pointer_of_git_lfs(self, model: Path) -> None:
+        file = model / "model.safetensors"
+        file.write_text("version https://git-lfs.example/spec/v1\noid sha256:00\nsize 5\n")
+        assert f"{file}: a Git LFS pointer, not the weights (fetch them with `git lfs pull`)" in refused(model)
+
+    def test_that_fit_nothing(self, model: Path) -> None:
+        save_file({"something.else": torch.zeros(3)}, model / "model.safetensors", metadata={"format": "pt"})
+        assert f"{model}: none of the weights fit the architecture in config.json" in refused(model)
+
+    def test_of_another_size(self, model: Path) -> None:
+        edit(model / "config.json", hidden_size=64, intermediate_size=32)
+        assert f"{model}: weights of another size than config.json says: bert.embeddings" in refused(model)
+
+    def test_layers_without_weights(self, model: Path) -> None:
+        edit(model / "config.json", num_hidden_layers=3)
+        assert f"{model}: 16 weights that config.json speaks of are missing: bert.encoder.layer.2" in refused(model)
+
+    def test_one_tensor_missing(self, model: Path) -> None:
+        tensors = load_file(model / "model.safetensors")
+        del tensors["embeddings.LayerNorm.bias"]
+        save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+        assert "1 weights that config.json speaks of are missing: bert.embeddings.LayerNorm.bias" in refused(model)
+
+
+class TestShards:
+    @pytest.fixture
+    def sharded(self, model: Path) -> Path:
+        whole = BertModel.from_pretrained(model)
+        (model / "model.safetensors").unlink()
+        whole.save_pretrained(model, max_shard_size="50KB")
+        assert len(list(model.glob("model-*.safetensors"))) > 1
+        return model
+
+    def test_whole(self, sharded: Path, tiny_bert: Path) -> None:
+        state = load(sharded).model.state_dict()
+        expected = load_file(tiny_bert / "model.safetensors")
+        assert all(torch.equal(state[f"bert.{name}"], tensor) for name, tensor in expected.items())
+
+    def test_one_missing(self, sharded: Path) -> None:
+        shards = sorted(sharded.glob("model-*.safetensors"))
+        shards[0].unlink()
+        assert f"1 of {len(shards)} files of weights are missing: {shards[0].name}" in refused(sharded)
+
+    def test_one_truncated(self, sharded: Path) -> None:
+        shard = sorted(sharded.glob("model-*.safetensors"))[-1]
+        shard.write_bytes(shard.read_bytes()[:-10])
+        assert f"{shard}: not a whole safetensors file" in refused(sharded)
+
+    @pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": [1]}}'])
+    def test_index_that_is_none(self, sharded: Path, content: str) -> None:
+        (sharded / "model.safetensors.index.json").write_text(content)
+        assert "not a valid index of weights" in refused(sharded)
+
+    @pytest.mark.parametrize("name", ["pytorch_model.bin", "../other/model.safetensors", "/tmp/a.safetensors", 5])  # noqa: S108
+    def test_index_that_names_pickles_or_files_elsewhere(self, sharded: Path, name: Any) -> None:
+        mark = sharded.parent / "mark"
+        (sharded / "pytorch_model.bin").write_bytes(pickle_that_touches(mark))
+        (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+        assert f"names {name!r}, not safetensors beside it" in refused(sharded)
+        assert not mark.exists()
+
+
+class TestOwnCode:
+    def test_of_an_unknown_architecture_is_refused(self, model: Path) -> None:
+        mark = booby_trap(model)
+        edit(model / "config.json", model_type="own", auto_map=OWN_CODE)
+        assert refused(model) == (
+            f"{model}: the model needs code of its own, which is never run "
+            "(use a model whose architecture transformers has)"
+        )
+        assert not mark.exists()
+
+    def test_of_a_known_architecture_is_passed_over(self, model: Path) -> None:
+        mark = booby_trap(model)
+        edit(model / "config.json", auto_map=OWN_CODE)
+        edit(model / "tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenization_own.Own", None]})
+        assert isinstance(load(model).model, BertForSequenceClassification)
+        assert not mark.exists()
+
+    def test_of_a_tokenizer_alone(self, model: Path) -> None:
+        mark = booby_trap(model)
+        edit(
+            model / "tokenizer_config.json",
+            auto_map={"AutoTokenizer": ["tokenization_own.Own", None]},
+            tokenizer_class="Own",
+        )
+        (model / "tokenizer.json").unlink()
+        assert "tokenizer" in refused(model)
+        assert not mark.exists()
+
+
+class TestTokenizer:
+    def test_missing(self, model: Path) -> None:
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (model / name).unlink()
+        assert "the directory needs tokenizer.json or the tokenizer's own files" in refused(model)
+
+    def test_broken(self, model: Path) -> None:
+        (model / "tokenizer.json").write_text("{")
+        assert f"{model}: the tokenizer cannot be loaded" in refused(model)
+
+    def test_without_pad_token_the_end_token_pads(self, model: Path) -> None:
+        edit(model / "tokenizer_config.json", pad_token=None, eos_token="[SEP]")  # noqa: S106
+        tokenizer = load_tokenizer(model)
+        assert tokenizer.pad_token == "[SEP]"
+        loaded = load_model(AutoModelForSequenceClassification, model, tokenizer, num_labels=2)
+        assert loaded.model.config.pad_token_id == tokenizer.pad_token_id == tokenizer.eos_token_id
+
+    def test_with_neither(self, model: Path) -> None:
+        edit(model / "tokenizer_config.json", pad_token=None, eos_token=None)
+        assert "the tokenizer has neither a padding nor an end token (set pad_token in it)" in refused(model)
+
+    def test_pads_on_the_right_whatever_it_says(self, model: Path) -> None:
+        edit(model / "tokenizer_config.json", padding_side="left")
+        assert load_tokenizer(model).padding_side == "right"
+
+
+HEADS: list[tuple[str, dict[str, Any], set[str]]] = [
+    ("bert", {}, {"classifier"}),
+    ("bert", {"with_pooler": False}, {"bert.pooler.dense", "classifier"}),
+    ("distilbert", {}, {"pre_classifier", "classifier"}),
+    ("roberta", {"with_pooler": False}, {"classifier.dense", "classifier.out_proj"}),
+    ("electra", {}, {"classifier.dense", "classifier.out_proj"}),
+    ("deberta-v2", {}, {"pooler.dense", "classifier"}),
+    ("modernbert", {}, {"head.dense", "head.norm", "classifier"}),
+    ("mpnet", {"with_pooler": False}, {"classifier.dense", "classifier.out_proj"}),
+    ("llama", {}, {"score"}),
+    ("gpt2", {}, {"score"}),
+]
+
+
+class TestHead:
+    @pytest.mark.parametrize(
+        ("kind", "settings", "modules"), HEADS, ids=[f"{kind}{n}" for n, (kind, *_) in enumerate(HEADS)]
+    )
+    def test_names(self, tmp_path: Path, kind: str, settings: dict[str, Any], modules: set[str]) -> None:
+        loaded = load(make_model(tmp_path / "model", kind, **settings))
+        assert {name.rpartition(".")[0] for name in loaded.head} == modules
+        trainable = dict(loaded.model.named_parameters())
+        assert all(name in trainable for name in loaded.head)
+
+    def test_of_minilm_is_the_classifier_only(self, minilm: Path) -> None:
+        loaded = load(minilm, num_labels=2)
+        assert loaded.head == {"classifier.weight", "classifier.bias"}
+        checkpoint = load_file(minilm / "model.safetensors")
+        pooler = loaded.model.bert.pooler.dense.weight
+        assert torch.equal(pooler, checkpoint["pooler.dense.weight"].float())
+        assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.float32}
+
+    def test_for_as_many_labels_is_kept(self, model: Path) -> None:
+        saved = with_head(model, num_labels=3)
+        loaded = load(model, num_labels=3)
+        assert torch.equal(loaded.model.classifier.weight, saved)
+        assert loaded.head == {"classifier.weight", "classifier.bias"}
+
+    def test_for_other_labels_is_replaced(self, model: Path) -> None:
+        with_head(model, num_labels=7)
+        loaded = load(model, num_labels=3)
+        assert loaded.model.classifier.weight.shape == (3, 32)
+        assert loaded.model.config.num_labels == 3
+        assert loaded.head == {"classifier.weight", "classifier.bias"}
+
+    def test_of_another_task_is_left_out(self, model: Path) -> None:
+        AutoModelForMaskedLM.from_pretrained(model).save_pretrained(model)
+        assert {name.rpartition(".")[0] for name in load(model).head} == {"bert.pooler.dense", "classifier"}
+
+
+def with_head(directory: Path, num_labels: int) -> torch.Tensor:
+    """Save a classifier over a body; returns the classifier's weights."""
+    model = BertForSequenceClassification.from_pretrained(directory, num_labels=num_labels)
+    model.save_pretrained(directory)
+    weight: torch.Tensor = model.classifier.weight.detach().clone()
+    return weight
+
+
+class _Touch:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
+        return open, (str(self.mark), "w")
+
+
+def pickle_that_touches(mark: Path) -> bytes:
+    """A pickle that makes a file when it is read."""
+    return pickle.dumps(_Touch(mark))
+
+
+def test_the_trap_works(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    pickle.loads(pickle_that_touches(mark)).close()  # noqa: S301
+    assert mark.exists()
+
+
+def test_errors_of_memory_pass(model: Path) -> None:
+    class Greedy:
+        @staticmethod
+        def from_pretrained(*_: Any, **__: Any) -> Any:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        load_model(Greedy, model, load_tokenizer(model))
+
+
+def test_longest_input_reads_no_weights(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+    assert longest_input(model, load_tokenizer(model)) == 64
