@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -167,8 +168,30 @@ def test_no_trainer_is_left_behind_on_a_second_ctrl_c(bench: Bench) -> None:
     assert not Path(f"/proc/{trainer}").exists()
 
 
+def break_line(bench: Bench) -> None:
+    lines = (bench.directory / "train.jsonl").read_text().splitlines()
+    lines[6] = '{"text": "half a row'
+    (bench.directory / "train.jsonl").write_text("\n".join(lines))
+
+
+def give_a_model_of(bench: Bench, *names: str) -> None:
+    """A copy of the model with these files in the place of its weights."""
+    model = Path(bench.spec["model"]["uri"].removeprefix("file://"))
+    copy = shutil.copytree(model, bench.directory / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    for name in names:
+        (copy / name).write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
+    bench.spec["model"]["uri"] = f"file://{copy}"
+
+
 BAD_INPUT: dict[str, tuple[Callable[[Bench], object], int, str]] = {
     "missing file": (lambda b: (b.directory / "train.jsonl").unlink(), 11, "train.jsonl: no such file"),
+    "empty file": (lambda b: b.write_rows("train.jsonl", []), 11, "train.jsonl: no rows"),
+    "wrong column": (lambda b: b.spec["data"].update(columns={"label": "lable"}), 11, "lable"),
+    "broken line": (break_line, 11, "train.jsonl line 7: not valid JSON"),
+    "label never seen": (lambda b: b.write_rows("evaluation.jsonl", [{"text": "so", "label": "so"}]), 11, "'so'"),
+    "all rows empty": (lambda b: b.write_rows("train.jsonl", [{"text": "", "label": "positive"}] * 9), 11, "empty"),
+    "model without weights": (give_a_model_of, 13, "no weights (model.safetensors)"),
+    "pickle only": (lambda b: give_a_model_of(b, "pytorch_model.bin"), 13, "pickles only (pytorch_model.bin)"),
     "non-finite loss": (lambda b: b.spec["training"].update(learningRate="1e9"), 15, "at step "),
     "unmounted claim": (lambda b: b.spec["model"].update(uri="pvc://absent/x"), 10, "--volume CLAIM=DIRECTORY"),
 }
@@ -182,7 +205,7 @@ def test_bad_input_ends_in_a_sentence_and_an_exit_code(bench: Bench, case: str) 
     assert code == expected_code, output
     assert words in output
     assert "Traceback" not in output + (bench.work / "trainer.log").read_text()
-    assert not (bench.work / "volumes").exists()
+    assert not (bench.work / "volumes/models/tiny").exists()
 
 
 def test_an_unknown_field_is_refused_before_anything_starts(bench: Bench) -> None:

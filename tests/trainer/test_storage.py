@@ -89,6 +89,16 @@ def test_replaces_what_was_there(tmp_path: Path) -> None:
     assert not leftovers(tmp_path)
 
 
+def test_weights_can_be_read_by_whoever_may_read_the_other_files(tmp_path: Path) -> None:
+    def fill(directory: Path) -> None:
+        save_file({"weight": torch.ones(1)}, directory / "model.safetensors")
+        (directory / "config.json").write_text("{}")
+
+    storage.write_directory(tmp_path / "target", fill)
+    weights, config = (tmp_path / "target" / name for name in ("model.safetensors", "config.json"))
+    assert weights.stat().st_mode == config.stat().st_mode
+
+
 def test_tidy_looks_at_its_own_name_only(tmp_path: Path) -> None:
     for name in ("[a-z]", "b", "bb"):
         (tmp_path / f".incomplete-{name}").mkdir()

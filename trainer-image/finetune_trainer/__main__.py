@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -17,8 +18,11 @@ from finetune_api.problems import problems_of
 from finetune_api.run import Run, Termination
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.progress import ProgressLog, write_termination
+from finetune_trainer.reporter import from_environment as reporter_of_environment
 from finetune_trainer.run import execute
 from finetune_trainer.stop import StopFlag
+
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "CUDA error: out of memory")
 
 logger = logging.getLogger("finetune_trainer")
 
@@ -32,15 +36,17 @@ def main() -> int:
     quiet_libraries()
     stop = StopFlag()
     stop.install()
+    last_word = os.environ.get("TERMINATION_MESSAGE_PATH")
     try:
-        run = Run.model_validate_json(arguments.run.read_text(encoding="utf-8"))
+        run = Run.model_validate_json(arguments.run.read_bytes())
     except (OSError, ValidationError) as error:
         detail = "; ".join(map(str, problems_of(error))) if isinstance(error, ValidationError) else str(error)
-        logger.error("%s: %s", arguments.run, detail)
-        return ExitCode.SPEC_INVALID
-    termination = run_to_termination(run, stop)
-    default = Path(run.work_dir, "termination.json")
-    write_termination(Path(os.environ.get("TERMINATION_MESSAGE_PATH", default)), termination)
+        termination = make_termination(ExitCode.SPEC_INVALID, f"{arguments.run}: {detail}")
+    else:
+        termination = run_to_termination(run, stop)
+        last_word = last_word or str(Path(run.work_dir, "termination.json"))
+    if last_word:
+        write_termination(Path(last_word), termination)
     level = logging.INFO if termination.exit_code in (ExitCode.COMPLETE, ExitCode.STOPPED) else logging.ERROR
     logger.log(
         level, "%s: %s%s", termination.reason, termination.message, f" ({termination.hint})" if termination.hint else ""
@@ -50,28 +56,37 @@ def main() -> int:
 
 def run_to_termination(run: Run, stop: StopFlag) -> Termination:
     """Execute a run and turn however it ends into the last word."""
-    progress = ProgressLog(Path(run.work_dir, "progress.jsonl"))
+    reporter = reporter_of_environment()
+    progress = ProgressLog(Path(run.work_dir, "progress.jsonl"), report=reporter.update if reporter else lambda _: None)
     code, hint, result = ExitCode.COMPLETE, "", None
     try:
         result = execute(run, progress, stop)
         message = f"the model is in {run.spec.output.uri}"
     except TrainerError as error:
         code, message, hint = error.code, error.message, error.hint
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        code, message = ExitCode.OUT_OF_MEMORY, str(error).partition("\n")[0] or "out of memory"
-        hint = "set training.microBatchSize lower (the result stays the same), lower data.maxLength, or use adapters"
     except Exception as error:
-        logger.exception("a defect of the trainer")
-        code, message = ExitCode.INTERNAL_ERROR, f"{type(error).__name__}: {error}"
-        hint = "please report it with the log"
-    return Termination(
-        exit_code=code,
-        reason=code.reason,
-        message=message[:2048],
-        hint=hint,
-        progress=progress.latest,
-        result=result,
-    )
+        if is_out_of_memory(error):
+            code, message = ExitCode.OUT_OF_MEMORY, str(error).partition("\n")[0] or "out of memory"
+            hint = "set training.microBatchSize lower (same result), lower data.maxLength, use adapters, or give more"
+        else:
+            logger.exception("a defect of the trainer")
+            code, message = ExitCode.INTERNAL_ERROR, f"{type(error).__name__}: {error}"
+            hint = "please report it with the log"
+    if reporter:
+        reporter.close()
+    return make_termination(code, message, hint, progress=progress.latest, result=result)
+
+
+def make_termination(code: ExitCode, message: str, hint: str = "", **known: Any) -> Termination:
+    """The last word; what is longer than the contract allows is cut."""
+    return Termination(exit_code=code, reason=code.reason, message=message[:2048], hint=hint[:512], **known)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out. On a CPU torch says so with a plain RuntimeError."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def quiet_libraries() -> None:

@@ -1,21 +1,25 @@
-"""Records how a run goes: one JSON line an event, and the last word in the termination message."""
+"""Records how a run goes: a JSON line an event, a report to the operator, the last word in the termination message."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
+import os
 import resource
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from finetune_api.run import Termination
 from finetune_api.v1alpha1.status import CheckpointStatus, Progress
 from finetune_trainer import storage
+from finetune_trainer.errors import TrainerError
 
 TERMINATION_LIMIT_BYTES = 4096
 _MIN_INTERVAL_SECONDS = 0.1
@@ -24,17 +28,22 @@ logger = logging.getLogger(__name__)
 
 
 class ProgressLog:
-    """Appends events to `progress.jsonl`. A failure to write is logged and never stops training."""
+    """Appends events to `progress.jsonl` and hands the progress to `report`.
 
-    def __init__(self, path: Path, total_steps: int = 0) -> None:
+    A failure to write is logged and never stops training.
+    """
+
+    def __init__(self, path: Path, report: Callable[[Progress], None] = lambda progress: None) -> None:
         self._path = path
-        self._total_steps = total_steps
-        self._progress = Progress(step=0, total_steps=total_steps, percent=0)
+        self._report = report
+        self._total_steps = 0
+        self._progress = Progress(step=0, total_steps=0, percent=0)
         self._started_at = time.monotonic()
         self._started_step = 0
         self._written_at = -math.inf
         self._tokens = 0
         self._losses: list[float] = []
+        self._is_failing = False
 
     @property
     def latest(self) -> Progress:
@@ -45,6 +54,11 @@ class ProgressLog:
         """A sentence for people."""
         logger.info("%s", text)
         self._append({"event": "note", "text": text})
+
+    def resumed(self, step: int, saved_at: datetime | None, evaluation: dict[str, float]) -> None:
+        """What a checkpoint says is known again."""
+        checkpoint = CheckpointStatus(step=step, time=saved_at or _now())
+        self._update(step=step, evaluation=dict(evaluation), last_checkpoint=checkpoint)
 
     def start(self, step: int, total_steps: int) -> None:
         """Training starts (or goes on) at a step."""
@@ -61,8 +75,6 @@ class ProgressLog:
         self._losses.append(loss)
         self._tokens += tokens
         now = time.monotonic()
-        if now - self._written_at < _MIN_INTERVAL_SECONDS and step != self._total_steps:
-            return
         remaining = self._total_steps - step
         seconds_per_step = (now - self._started_at) / (step - self._started_step)
         self._update(
@@ -76,8 +88,9 @@ class ProgressLog:
             tokens_per_second=round(self._tokens / max(now - self._written_at, 1e-6), 1),
             memory_peak_bytes=_memory_peak_bytes(),
         )
-        self._written_at, self._tokens, self._losses = now, 0, []
-        self._append_progress()
+        if now - self._written_at >= _MIN_INTERVAL_SECONDS or step == self._total_steps:
+            self._written_at, self._tokens, self._losses = now, 0, []
+            self._append_progress()
 
     def evaluation(self, when: str, step: int, metrics: dict[str, float]) -> None:
         """An evaluation is done: "before", "during" or "after" training."""
@@ -96,30 +109,62 @@ class ProgressLog:
 
     def _append_progress(self) -> None:
         self._append({"event": "progress", "progress": self._progress.to_json()})
+        self._report(self._progress)
 
     def _append(self, event: dict[str, Any]) -> None:
         line = json.dumps({"time": _now().isoformat(), **event}, allow_nan=False)
         try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            with self._path.open("a+b") as file:
+                # A line that was cut short (killed, disk full) must not spoil this one.
+                start = b"\n" if _is_cut_short(file) else b""
+                file.write(start + line.encode() + b"\n")
         except OSError as error:
-            logger.warning("progress is not recorded: %s", error)
+            if not self._is_failing:
+                logger.warning("progress is not recorded: %s", error)
+            self._is_failing = True
+        else:
+            self._is_failing = False
 
 
 def write_termination(path: Path, termination: Termination) -> None:
-    """Write the last word, within what Kubernetes keeps of it."""
-    text = termination.model_dump_json(by_alias=True, exclude_none=True)
-    if len(text.encode()) > TERMINATION_LIMIT_BYTES:
-        text = termination.model_copy(update={"message": termination.message[:500], "progress": None}).model_dump_json(
-            by_alias=True, exclude_none=True
-        )
+    """Write the last word, within what Kubernetes keeps of it. A failure is logged."""
+    text = _fitting(termination)
     try:
-        storage.replace_file(path, text)
-    except Exception:
-        try:
-            path.write_text(text)  # a mounted file such as /dev/termination-log cannot be renamed over
-        except OSError as error:
-            logger.warning("the termination message is not written: %s", error)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A device such as /dev/stdout must not be replaced, though root could.
+        if not path.is_symlink() and (path.is_file() or not path.exists()):
+            with contextlib.suppress(OSError, TrainerError):
+                storage.replace_file(path, text)
+                return
+        path.write_text(text, encoding="utf-8")  # nor can a mounted file, which /dev/termination-log is
+    except OSError as error:
+        logger.warning("the termination message is not written: %s", error)
+
+
+def _fitting(termination: Termination) -> str:
+    """The last word as JSON; what is too long goes, the least needed first."""
+    shorter: tuple[dict[str, Any], ...] = (
+        {},
+        {"progress": None},
+        {"message": termination.message[:300]},
+        {"hint": ""},
+        {"result": None},
+    )
+    text = ""
+    for changes in shorter:
+        termination = termination.model_copy(update=changes)
+        text = termination.model_dump_json(by_alias=True, exclude_none=True)
+        if len(text.encode()) <= TERMINATION_LIMIT_BYTES:
+            break
+    return text
+
+
+def _is_cut_short(file: BinaryIO) -> bool:
+    """Whether a file ends in the middle of a line."""
+    if not file.seek(0, os.SEEK_END):
+        return False
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) != b"\n"
 
 
 def _percent(step: int, total_steps: int) -> int:

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +42,10 @@ def write_directory(target: Path, fill: Callable[[Path], None]) -> None:
             temporary.mkdir()
             fill(temporary)
             write_json(temporary / MANIFEST, {"files": _fingerprints(temporary)})
+            # safetensors writes files that their owner alone may read, but others are to serve the model.
+            mode = stat.S_IMODE((temporary / MANIFEST).stat().st_mode)
             for path in _files(temporary):
+                path.chmod(mode)
                 _fsync(path)
             for directory in (path for path in temporary.rglob("*") if path.is_dir()):
                 _fsync(directory)

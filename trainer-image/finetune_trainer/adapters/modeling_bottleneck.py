@@ -84,7 +84,8 @@ class BottleneckAdapter(nn.Module):
         for layer in (self.down, self.up):
             nn.init.trunc_normal_(layer.weight, std=INIT_STD, a=-2 * INIT_STD, b=2 * INIT_STD)
             nn.init.zeros_(layer.bias)
-            layer._is_hf_initialized = True  # or transformers draws it anew, as wide as the base model's layers
+            # Or transformers draws it anew, as wide as the base model's layers.
+            layer._is_hf_initialized = True  # type: ignore[assignment]
 
     def forward(self, hidden: Tensor) -> Tensor:
         return hidden + self.up(nn.functional.gelu(self.down(self.dropout(hidden))))
