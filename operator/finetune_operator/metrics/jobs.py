@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -11,27 +12,9 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from finetune_api.v1alpha1.status import Phase, Progress, Result
+from finetune_operator.metrics.labels import EVALUATIONS, FORGETTING
 
 JOB_LABELS = ("namespace", "name")
-
-
-@dataclass(frozen=True, slots=True)
-class JobSample:
-    """What is known of a job at one moment."""
-
-    namespace: str
-    name: str
-    task: str
-    strategy: str
-    model: str
-    phase: Phase
-    progress: Progress | None = None
-    result: Result | None = None
-
-    @property
-    def labels(self) -> tuple[str, str]:
-        """Values of JOB_LABELS."""
-        return (self.namespace, self.name)
 
 
 # name, help, value; a job has no series of a metric whose value is not known.
@@ -39,7 +22,7 @@ _GAUGES: tuple[tuple[str, str, Callable[[Progress], float | None]], ...] = (
     (
         "progress_ratio",
         "Steps done of those planned, 0 to 1.",
-        lambda p: p.step / p.total_steps if p.total_steps else None,
+        lambda p: min(1.0, p.step / p.total_steps) if p.total_steps else None,
     ),
     ("steps_planned", "Optimizer steps planned.", lambda p: p.total_steps),
     ("loss", "Training loss, a mean over the last steps.", lambda p: p.loss),
@@ -55,6 +38,66 @@ _GAUGES: tuple[tuple[str, str, Callable[[Progress], float | None]], ...] = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """The numbers of a progress and a result: a tenth of their memory, so that 10,000 jobs can be kept."""
+
+    steps: int | None
+    gauges: tuple[float | None, ...]
+    """In the order of _GAUGES."""
+    evaluation: tuple[tuple[str, float], ...]
+    forgetting: tuple[tuple[str, float], ...]
+    checkpoint: datetime | None
+
+
+def figures_of(progress: Progress | None, result: Result | None) -> Figures:
+    """The numbers that have series."""
+    forgetting = _known(result.forgetting, FORGETTING) if result else ()
+    if progress is None:
+        return Figures(None, (), (), forgetting, None)
+    return Figures(
+        steps=progress.step,
+        gauges=tuple(value_of(progress) for _, _, value_of in _GAUGES),
+        evaluation=_known(progress.evaluation, EVALUATIONS),
+        forgetting=forgetting,
+        checkpoint=progress.last_checkpoint.time if progress.last_checkpoint else None,
+    )
+
+
+def _known(metrics: Mapping[str, float], names: frozenset[str]) -> tuple[tuple[str, float], ...]:
+    """A trainer may report any name; only names from a fixed set become label values."""
+    return tuple((sys.intern(name), value) for name, value in metrics.items() if name in names)
+
+
+@dataclass(frozen=True, slots=True)
+class JobSample:
+    """What is known of a job at one moment."""
+
+    namespace: str
+    name: str
+    task: str
+    strategy: str
+    model: str
+    phase: Phase
+    progress: Progress | None = None
+    result: Result | None = None
+    stored: Figures | None = None
+    """In place of progress and result, where only their numbers are kept."""
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        """Values of JOB_LABELS."""
+        return (self.namespace, self.name)
+
+    @property
+    def figures(self) -> Figures:
+        """The numbers of its progress and result."""
+        return self.stored or figures_of(self.progress, self.result)
+
+
+_Known = list[tuple[JobSample, Figures]]
+
+
 class JobCollector(Collector):
     """Collects the metrics of the jobs that `jobs` returns."""
 
@@ -64,12 +107,16 @@ class JobCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All families, also those without a job, so that their names are known from the start."""
-        samples = list(self._jobs())
+        known = [(job, job.figures) for job in self._jobs()]
+        samples = [job for job, _ in known]
         yield _info(samples)
         yield _phase(samples)
-        yield from _progress(samples)
-        yield _evaluation(samples)
-        yield _checkpoint_age(samples, self._now())
+        yield from _progress(known)
+        yield _by_metric("eval_metric", "The newest evaluation, by metric.", known, lambda figures: figures.evaluation)
+        yield _by_metric(
+            "forgetting", "What was forgotten, by measure, once Complete.", known, lambda figures: figures.forgetting
+        )
+        yield _checkpoint_age(known, self._now())
 
 
 def _info(samples: list[JobSample]) -> Metric:
@@ -88,35 +135,35 @@ def _phase(samples: list[JobSample]) -> Metric:
     return family
 
 
-def _progress(samples: list[JobSample]) -> Iterator[Metric]:
-    known = [(job, job.progress) for job in samples if job.progress is not None]
+def _progress(known: _Known) -> Iterator[Metric]:
     steps = CounterMetricFamily("finetune_job_steps", "Optimizer steps done.", labels=JOB_LABELS)
-    for job, progress in known:
-        steps.add_metric(job.labels, progress.step)
+    for job, figures in known:
+        if figures.steps is not None:
+            steps.add_metric(job.labels, figures.steps)
     yield steps
-    for name, documentation, value_of in _GAUGES:
+    for index, (name, documentation, _) in enumerate(_GAUGES):
         family = GaugeMetricFamily(f"finetune_job_{name}", documentation, labels=JOB_LABELS)
-        for job, progress in known:
-            if (value := value_of(progress)) is not None:
+        for job, figures in known:
+            if figures.gauges and (value := figures.gauges[index]) is not None:
                 family.add_metric(job.labels, value)
         yield family
 
 
-def _evaluation(samples: list[JobSample]) -> Metric:
-    family = GaugeMetricFamily(
-        "finetune_job_eval_metric", "The newest evaluation, by metric.", labels=(*JOB_LABELS, "metric")
-    )
-    for job in samples:
-        for metric, value in (job.progress.evaluation if job.progress else {}).items():
+def _by_metric(
+    name: str, documentation: str, known: _Known, values_of: Callable[[Figures], tuple[tuple[str, float], ...]]
+) -> Metric:
+    family = GaugeMetricFamily(f"finetune_job_{name}", documentation, labels=(*JOB_LABELS, "metric"))
+    for job, figures in known:
+        for metric, value in values_of(figures):
             family.add_metric((*job.labels, metric), value)
     return family
 
 
-def _checkpoint_age(samples: list[JobSample], now: datetime) -> Metric:
+def _checkpoint_age(known: _Known, now: datetime) -> Metric:
     family = GaugeMetricFamily(
         "finetune_job_checkpoint_age_seconds", "Seconds since the newest checkpoint.", labels=JOB_LABELS
     )
-    for job in samples:
-        if job.phase == Phase.RUNNING and job.progress and (checkpoint := job.progress.last_checkpoint):
-            family.add_metric(job.labels, max(0.0, (now - checkpoint.time).total_seconds()))
+    for job, figures in known:
+        if job.phase == Phase.RUNNING and figures.checkpoint is not None:
+            family.add_metric(job.labels, max(0.0, (now - figures.checkpoint).total_seconds()))
     return family

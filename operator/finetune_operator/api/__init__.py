@@ -1,0 +1,1 @@
+"""What the operator says of a job: conditions and reasons."""

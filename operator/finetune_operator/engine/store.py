@@ -1,0 +1,279 @@
+"""What is known of the cluster, slim and in memory: filled by events and by the resync, read by the workers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from finetune_api.v1alpha1.status import Phase, Progress
+from finetune_operator.metrics.jobs import Figures, JobSample, figures_of
+from finetune_operator.plan.names import JOB_NAME_LABEL
+from finetune_operator.plan.snapshot import (
+    ObservedFineTuneJob,
+    ObservedJob,
+    ObservedPod,
+    Snapshot,
+    observe_job,
+    observe_pod,
+    parse_time,
+    version_of,
+)
+from finetune_operator.plan.stored import read_status
+
+KubernetesObject = Mapping[str, Any]
+
+_PHASES = {phase.value: phase for phase in Phase}
+_ENDED = (Phase.COMPLETE, Phase.FAILED)
+
+
+class Key(NamedTuple):
+    """A FineTuneJob by name."""
+
+    namespace: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """A FineTuneJob. Spec and status are kept as JSON text: a tenth of the memory of dicts."""
+
+    uid: str
+    resource_version: int
+    generation: int
+    created: str
+    being_deleted: bool
+    spec: bytes
+    status: bytes
+    task: str
+    strategy: str
+    model: str
+    phase: Phase
+    figures: Figures | None
+    """Of the status, for the metrics."""
+
+
+class Store:
+    """The FineTuneJobs, their Jobs and pods, and the newest progress of each."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[Key, _Record] = {}
+        self._children: dict[Key, ObservedJob] = {}
+        self._pods: dict[Key, dict[str, tuple[int, ObservedPod]]] = {}
+        self._progress: dict[Key, Progress] = {}
+        self._obstacles: dict[Key, str] = {}
+        self._deletions: list[set[str]] = []
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def uids(self) -> dict[Key, str]:
+        """Every FineTuneJob known, and its UID."""
+        return {key: record.uid for key, record in self._jobs.items()}
+
+    def child_uids(self) -> dict[Key, str]:
+        """Every Job known, by its name, and its UID."""
+        return {key: child.uid for key, child in self._children.items()}
+
+    def pod_uids(self) -> dict[tuple[Key, str], str]:
+        """Every pod known, by the FineTuneJob it is labelled with and its name, and its UID."""
+        return {(key, name): pod.uid for key, pods in self._pods.items() for name, (_, pod) in pods.items()}
+
+    @contextlib.contextmanager
+    def noting_deletions(self) -> Iterator[set[str]]:
+        """The UIDs of what is dropped meanwhile: a list made at that time still has it, and must not bring it back."""
+        deleted: set[str] = set()
+        self._deletions.append(deleted)
+        try:
+            yield deleted
+        finally:
+            self._deletions.remove(deleted)
+
+    def knows_fine_tune_job(self, body: KubernetesObject) -> bool:
+        """Whether this state of a FineTuneJob, or a newer one, is known."""
+        record = self._jobs.get(_key(body))
+        return record is not None and version_of(body) <= record.resource_version
+
+    def knows_job(self, body: KubernetesObject) -> bool:
+        """Whether this state of a Job, or a newer one, is known."""
+        known = self._children.get(_key(body))
+        return known is not None and version_of(body) <= known.resource_version
+
+    def knows_pod(self, body: KubernetesObject) -> bool:
+        """Whether this state of a pod, or a newer one, is known; so is a pod that is no job's."""
+        owner = _owner(body)
+        known = self._pods.get(owner, {}).get(body["metadata"]["name"]) if owner else None
+        return owner is None or (known is not None and version_of(body) <= known[0])
+
+    def put_fine_tune_job(self, body: KubernetesObject) -> Key | None:
+        """Note a FineTuneJob; returns its key when something about it is new."""
+        if self.knows_fine_tune_job(body):
+            return None  # a replayed or repeated event
+        key, record = _key(body), _record(body)
+        known = self._jobs.get(key)
+        is_another = known is not None and known.uid != record.uid
+        if is_another:
+            self._obstacles.pop(key, None)
+        if is_another or record.phase in _ENDED:
+            self._progress.pop(key, None)  # the last word is in the status
+        self._jobs[key] = record
+        return key
+
+    def update_fine_tune_job(self, body: KubernetesObject) -> None:
+        """Note the answer to a write of our own; what was dropped meanwhile stays dropped."""
+        known = self._jobs.get(_key(body))
+        if known is not None and known.uid == body["metadata"]["uid"]:
+            self.put_fine_tune_job(body)
+
+    def drop_fine_tune_job(self, key: Key, uid: str) -> bool:
+        """Forget a FineTuneJob that is gone, if it is the one with that UID; its children go by their own events."""
+        self._note_deletion(uid)
+        if key not in self._jobs or self._jobs[key].uid != uid:
+            return False
+        del self._jobs[key]
+        self._progress.pop(key, None)
+        self._obstacles.pop(key, None)
+        return True
+
+    def put_job(self, body: KubernetesObject) -> Key | None:
+        """Note a Job; returns the key of its FineTuneJob when something about it is new."""
+        if self.knows_job(body):
+            return None
+        key = _key(body)
+        self._children[key] = observe_job(body)
+        return key
+
+    def drop_job(self, key: Key, uid: str) -> None:
+        """Forget a Job that is gone, if it is the one with that UID."""
+        self._note_deletion(uid)
+        if key in self._children and self._children[key].uid == uid:
+            del self._children[key]
+
+    def put_pod(self, body: KubernetesObject) -> Key | None:
+        """Note a pod; returns the key of its FineTuneJob when something about it is new."""
+        key = _owner(body)
+        if key is None or self.knows_pod(body):
+            return None
+        self._pods.setdefault(key, {})[body["metadata"]["name"]] = (version_of(body), observe_pod(body))
+        return key
+
+    def drop_pod(self, key: Key, name: str, uid: str) -> None:
+        """Forget a pod that is gone, if it is the one with that UID."""
+        self._note_deletion(uid)
+        pods = self._pods.get(key, {})
+        if name in pods and pods[name][1].uid == uid:
+            del pods[name]
+        if not pods:
+            self._pods.pop(key, None)
+
+    def has_pod(self, key: Key, name: str, uid: str) -> bool:
+        """Whether a FineTuneJob has this very pod, through a Job of its own."""
+        job, child, pod = self._jobs.get(key), self._children.get(key), self._pods.get(key, {}).get(name)
+        if job is None or child is None or pod is None:
+            return False
+        return (pod[1].uid, pod[1].job_uid, child.owner_uid) == (uid, child.uid, job.uid)
+
+    def progress(self, key: Key) -> Progress | None:
+        """The newest report since the operator started."""
+        return self._progress.get(key)
+
+    def put_progress(self, key: Key, progress: Progress) -> bool:
+        """Note a report; False when there is no such job, or it has ended."""
+        record = self._jobs.get(key)
+        if record is None or record.phase in _ENDED:
+            return False
+        self._progress[key] = progress
+        return True
+
+    def snapshot(self, key: Key) -> Snapshot | None:
+        """Everything known of a FineTuneJob, or None when there is none."""
+        record = self._jobs.get(key)
+        if record is None:
+            return None
+        child = self._children.get(key)
+        pods = sorted((pod for _, pod in self._pods.get(key, {}).values()), key=lambda pod: (pod.created, pod.name))
+        own = [pod for pod in pods if child is not None and pod.job_uid == child.uid]
+        return Snapshot(
+            job=ObservedFineTuneJob(
+                namespace=key.namespace,
+                name=key.name,
+                uid=record.uid,
+                generation=record.generation,
+                resource_version=record.resource_version,
+                created=parse_time(record.created),
+                spec=json.loads(record.spec),
+                status=json.loads(record.status),
+                being_deleted=record.being_deleted,
+            ),
+            child=child,
+            pods=tuple(own),
+            leftover=next((pod.name for pod in pods if pod not in own and not pod.has_ended), ""),
+            progress=self._progress.get(key),
+            obstacle=self._obstacles.get(key, ""),
+        )
+
+    def put_obstacle(self, key: Key, obstacle: str) -> None:
+        """Note why a child was refused; empty when it no longer is."""
+        if obstacle and key in self._jobs:
+            self._obstacles[key] = obstacle
+        else:
+            self._obstacles.pop(key, None)
+
+    def samples(self) -> Iterator[JobSample]:
+        """Every job as the metrics see it. The progress is the newest reported, else the one in status."""
+        for key, record in list(self._jobs.items()):
+            progress = self._progress.get(key)
+            yield JobSample(
+                key.namespace, key.name, record.task, record.strategy, record.model, record.phase,
+                progress, stored=None if progress else record.figures,
+            )  # fmt: skip
+
+    def _note_deletion(self, uid: str) -> None:
+        for deleted in self._deletions:
+            deleted.add(uid)
+
+
+def _key(body: KubernetesObject) -> Key:
+    return Key(body["metadata"]["namespace"], body["metadata"]["name"])
+
+
+def _owner(body: KubernetesObject) -> Key | None:
+    """The FineTuneJob that a pod is labelled with."""
+    metadata = body["metadata"]
+    name = metadata.get("labels", {}).get(JOB_NAME_LABEL)
+    return Key(metadata["namespace"], name) if name else None
+
+
+def _record(body: KubernetesObject) -> _Record:
+    metadata, spec, status = body["metadata"], body.get("spec", {}), body.get("status", {})
+    return _Record(
+        uid=metadata["uid"],
+        resource_version=version_of(body),
+        generation=metadata.get("generation", 1),
+        created=metadata["creationTimestamp"],
+        being_deleted="deletionTimestamp" in metadata,
+        spec=json.dumps(spec, separators=(",", ":")).encode(),
+        status=json.dumps(status, separators=(",", ":")).encode(),
+        task=sys.intern(_text(spec, "task")),
+        strategy=sys.intern(_text(status, "strategy")),
+        model=_text(spec.get("model"), "uri"),
+        phase=_PHASES.get(_text(status, "phase"), Phase.PENDING),
+        figures=_figures(status),
+    )
+
+
+def _figures(status: KubernetesObject) -> Figures | None:
+    """Read once and not at every scrape."""
+    if not status.keys() & {"progress", "result"}:
+        return None
+    found = read_status(status)
+    return figures_of(found.progress, found.result)
+
+
+def _text(value: object, field: str) -> str:
+    """A field that is text; another version may have stored something else."""
+    found = value.get(field) if isinstance(value, Mapping) else None
+    return found if isinstance(found, str) else ""

@@ -1,0 +1,1 @@
+"""Where the operator meets the world: kopf, the lease, HTTP. The only place that imports kopf."""

@@ -1,0 +1,80 @@
+"""The operator's own settings, from environment variables: typed and checked once, at the border."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from finetune_operator.plan.settings import PodSettings
+
+PREFIX = "FINETUNE_"
+
+
+class OperatorSettings(BaseModel):
+    """Each field is the environment variable FINETUNE_<NAME>."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    trainer_image: str
+    """Image of the training pods."""
+    image_pull_policy: str = "IfNotPresent"
+    """Pull policy of the training pods."""
+    watch_namespace: str = ""
+    """Watch this namespace only; all when empty."""
+    operator_namespace: str = "finetune-system"
+    """Where the operator's Lease is."""
+    identity: str = ""
+    """This replica's name in the Lease; its pod's name."""
+    pod_ip: str = ""
+    """Where the other replicas reach this one; without it, a report that meets one that does not lead is refused."""
+    workers: Annotated[int, Field(ge=1, le=256)] = 16
+    """Jobs brought up to date at the same time."""
+    resync_seconds: Annotated[float, Field(ge=1)] = 300.0
+    """Time between two full lists, give or take a tenth."""
+    lease_seconds: Annotated[int, Field(ge=3)] = 15
+    """A replica that has not renewed for this long no longer leads."""
+    http_port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    """Metrics and health."""
+    progress_port: Annotated[int, Field(ge=0, le=65535)] = 8443
+    """The progress server, TLS."""
+    progress_url: str = ""
+    """Where pods reach the progress server; they report nothing when empty."""
+    progress_certificate: Path | None = None
+    """PEM certificate of the progress server."""
+    progress_key: Annotated[Path | None, Field(validate_default=True)] = None
+    """Its private key."""
+    progress_ca: Path | None = None
+    """PEM certificate that pods verify it by; the certificate itself when absent."""
+
+    @field_validator("progress_key")
+    @classmethod
+    def _goes_with_the_certificate(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if (value is None) != (info.data.get("progress_certificate") is None):
+            raise ValueError(f"give both {PREFIX}PROGRESS_CERTIFICATE and {PREFIX}PROGRESS_KEY, or neither")
+        return value
+
+    def progress_address(self) -> str:
+        """Where the other replicas reach this one's progress server; empty when they do not."""
+        if not self.pod_ip or self.progress_certificate is None:
+            return ""
+        return f"[{self.pod_ip}]:{self.progress_port}" if ":" in self.pod_ip else f"{self.pod_ip}:{self.progress_port}"
+
+    def pod_settings(self) -> PodSettings:
+        """The part that shapes pods."""
+        authority = self.progress_ca or self.progress_certificate
+        return PodSettings(
+            trainer_image=self.trainer_image,
+            image_pull_policy=self.image_pull_policy,
+            progress_url=self.progress_url,
+            progress_ca=authority.read_text() if authority and self.progress_url else "",
+        )
+
+
+def from_environment(environment: Mapping[str, str] = os.environ) -> OperatorSettings:
+    """The settings; raises pydantic's ValidationError that names the variable's field."""
+    given = {key.removeprefix(PREFIX).lower(): value for key, value in environment.items() if key.startswith(PREFIX)}
+    return OperatorSettings.model_validate(given)

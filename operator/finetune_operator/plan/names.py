@@ -1,0 +1,84 @@
+"""Names, labels and paths of what belongs to a job: deterministic, so that nothing has to be remembered."""
+
+from __future__ import annotations
+
+from finetune_api.v1alpha1 import API_VERSION, GROUP, KIND, FineTuneJobSpec
+
+JOB_NAME_LABEL = f"{GROUP}/job-name"
+MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
+MANAGED_BY = "finetune-operator"
+REPORTING_CONTROLLER = f"{GROUP}/finetune-operator"
+RUN_ANNOTATION = f"{GROUP}/run"
+PROGRESS_CA_ANNOTATION = f"{GROUP}/progress-ca"
+KUEUE_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+
+RUN_FILE = "run.json"
+RUN_MOUNT = "/etc/finetune"
+CLAIMS_MOUNT = "/workspace/volumes"
+SCRATCH_MOUNT = "/tmp"  # noqa: S108 - the pod's own, on an emptyDir
+PROGRESS_MOUNT = "/var/run/finetune"
+WORK_FOLDER = ".finetune"
+CONTAINER = "trainer"
+RENDEZVOUS_PORT = 29500
+
+
+def service_name(job: str) -> str:
+    """The headless Service that nodes find each other by."""
+    return f"{job}-nodes"
+
+
+def labels(job: str) -> dict[str, str]:
+    """Labels of every child."""
+    return {
+        JOB_NAME_LABEL: job,
+        MANAGED_BY_LABEL: MANAGED_BY,
+        "app.kubernetes.io/name": "finetune-job",
+        "app.kubernetes.io/instance": job,
+        "app.kubernetes.io/component": CONTAINER,
+    }
+
+
+def owner_reference(name: str, uid: str) -> dict[str, object]:
+    """The reference that makes Kubernetes delete a child with its job."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "name": name,
+        "uid": uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+
+
+def claim_of(uri: str) -> str | None:
+    """The claim of a pvc:// URI."""
+    scheme, _, rest = uri.partition("://")
+    return rest.partition("/")[0] if scheme == "pvc" else None
+
+
+def claims(spec: FineTuneJobSpec) -> dict[str, bool]:
+    """Every claim a job's pods mount, and whether they write to it."""
+    sources = [spec.model, spec.data.train, spec.data.evaluation, spec.data.unlabeled]
+    if spec.data.replay:
+        sources.append(spec.data.replay.source)
+    if spec.evaluation.retention:
+        sources.append(spec.evaluation.retention.data)
+    if spec.strategy.distillation:
+        sources.append(spec.strategy.distillation.teacher)
+    if spec.strategy.adapter:
+        sources += spec.strategy.adapter.stack_on
+    found = {claim: False for source in sources if source is not None and (claim := claim_of(source.uri))}
+    if output := claim_of(spec.output.uri):
+        found[output] = True
+    return found
+
+
+def claim_path(claim: str) -> str:
+    """Where a claim is mounted."""
+    return f"{CLAIMS_MOUNT}/{claim}"
+
+
+def work_dir(spec: FineTuneJobSpec, uid: str) -> str:
+    """Where checkpoints go: beside the output, where they outlive a pod; scratch space when the output is no claim."""
+    output = claim_of(spec.output.uri)
+    return f"{claim_path(output)}/{WORK_FOLDER}/{uid}" if output else f"{SCRATCH_MOUNT}/{WORK_FOLDER}/{uid}"

@@ -1,0 +1,152 @@
+"""The plan: from a snapshot to the difference that is to be applied. Pure; everything that can vary is an argument."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from pydantic import ValidationError
+
+from finetune_api.manifest import parse_spec
+from finetune_api.problems import Problem, problems_of
+from finetune_api.support import unsupported
+from finetune_api.v1alpha1 import FineTuneJobSpec
+from finetune_api.v1alpha1.status import FineTuneJobStatus, Phase
+from finetune_operator.plan.builders.claim import build_claim
+from finetune_operator.plan.builders.job import build_job
+from finetune_operator.plan.builders.service import build_service
+from finetune_operator.plan.events import Event, events_between
+from finetune_operator.plan.run import make_run
+from finetune_operator.plan.settings import PodSettings
+from finetune_operator.plan.snapshot import Snapshot
+from finetune_operator.plan.status import (
+    Observation,
+    has_ended,
+    held_back,
+    make_status,
+    observe_phase,
+    wait_for_last_words,
+)
+from finetune_operator.plan.stored import read_status
+
+SPEC_INVALID = "SpecInvalid"
+NAME_TAKEN = "ChildNameTaken"
+RETRY_NAME_TAKEN = timedelta(minutes=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be done, in this order: create, suspend, delete, then the status, and last the events."""
+
+    create: tuple[dict[str, Any], ...] = ()
+    """Objects to be created; one that is there already is left as it is."""
+    set_suspended: bool | None = None
+    """The Job's spec.suspend, when it is to be changed."""
+    delete_child: str | None = None
+    """UID of the Job that is to be deleted."""
+    delete_self: bool = False
+    """The FineTuneJob's time to live is over."""
+    status: dict[str, Any] | None = None
+    """The whole status, when it differs from the one there is."""
+    events: tuple[Event, ...] = ()
+    """What people are told when the status is written."""
+    requeue_after: timedelta | None = None
+    """When to look again, though no event tells to."""
+
+
+def make_plan(snapshot: Snapshot, settings: PodSettings, now: datetime) -> Plan:
+    """What is to be done about a job."""
+    job, child = snapshot.job, snapshot.child
+    if job.being_deleted:
+        return Plan()  # its children go by their owner reference
+    earlier = read_status(job.status)
+    if has_ended(earlier) and not _may_try_again(snapshot, earlier):
+        return _after_the_end(snapshot, earlier, now)
+    is_foreign = child is not None and child.owner_uid != job.uid
+    spec = _parse(snapshot, has_started=child is not None and not is_foreign)
+    if isinstance(spec, list):
+        seen = Observation(Phase.FAILED, SPEC_INVALID, "; ".join(map(str, spec)))
+        # What runs by a spec that is no longer understood is stopped: a job that Failed must not go on.
+        stop = child.uid if child and not is_foreign and not child.being_deleted else None
+        return _with_status(snapshot, earlier, seen, None, now, delete_child=stop)
+    if is_foreign:
+        message = f"a Job named {job.name} exists that is not this FineTuneJob's; delete it, or use another name"
+        seen = Observation(Phase.PENDING, NAME_TAKEN, message)
+        return _with_status(snapshot, earlier, seen, spec.strategy.name, now, requeue_after=RETRY_NAME_TAKEN)
+    seen = observe_phase(snapshot, spec, now)
+    waits = (wait_for_last_words(snapshot, now), held_back(earlier.progress, snapshot.progress, now))
+    has_more = seen.phase not in (Phase.COMPLETE, Phase.FAILED)
+    requeue_after = min((wait for wait in waits if wait is not None), default=None) if has_more else None
+    actions = _actions(snapshot, spec, settings)
+    return _with_status(snapshot, earlier, seen, spec.strategy.name, now, requeue_after=requeue_after, **actions)
+
+
+def _actions(snapshot: Snapshot, spec: FineTuneJobSpec, settings: PodSettings) -> dict[str, Any]:
+    """What is to be done about the children of a job that has not ended."""
+    job, child = snapshot.job, snapshot.child
+    if child is None:
+        # A suspended job under a queue has no Job at all: Kueue alone may unsuspend one that carries its label.
+        # And while a pod of an earlier Job still ends there is none either: two trainers must never share checkpoints.
+        if (spec.suspend and spec.queue_name) or snapshot.leftover:
+            return {}
+        run = make_run(job.namespace, job.name, job.uid, spec)
+        children = (build_claim(run), build_service(run), build_job(run, settings))
+        return {"create": tuple(child for child in children if child is not None)}
+    if child.being_deleted or child.has_ended:
+        return {}
+    if child.queued:
+        return {"delete_child": child.uid} if spec.suspend else {}
+    return {"set_suspended": spec.suspend} if child.suspended != spec.suspend else {}
+
+
+def _after_the_end(snapshot: Snapshot, earlier: FineTuneJobStatus, now: datetime) -> Plan:
+    """Nothing but the time to live, and that a later generation was seen: what waits for that must not hang."""
+    status = None
+    if earlier.observed_generation != (generation := snapshot.job.generation):
+        seen = {"observed_generation": generation}
+        conditions = tuple(condition.model_copy(update=seen) for condition in earlier.conditions)
+        status = earlier.model_copy(update={**seen, "conditions": conditions}).to_json()
+    remaining = _time_to_live(snapshot, earlier, now)
+    if remaining is None:
+        return Plan(status=status)
+    return Plan(delete_self=True) if remaining <= timedelta() else Plan(status=status, requeue_after=remaining)
+
+
+def _time_to_live(snapshot: Snapshot, status: FineTuneJobStatus, now: datetime) -> timedelta | None:
+    """How long a job that has ended is still kept; None when it has not ended, or is kept for ever."""
+    seconds = snapshot.job.spec.get("ttlSecondsAfterFinished")
+    if not isinstance(seconds, int) or status.completion_time is None:
+        return None
+    return status.completion_time + timedelta(seconds=seconds) - now
+
+
+def _may_try_again(snapshot: Snapshot, earlier: FineTuneJobStatus) -> bool:
+    """A job refused for its spec was not at fault in what it did; when the spec is mended it may try."""
+    refused = any(c.type == "Failed" and c.reason == SPEC_INVALID for c in earlier.conditions)
+    return refused and earlier.observed_generation != snapshot.job.generation
+
+
+def _with_status(
+    snapshot: Snapshot,
+    earlier: FineTuneJobStatus,
+    seen: Observation,
+    strategy: str | None,
+    now: datetime,
+    **actions: Any,
+) -> Plan:
+    status = make_status(snapshot, earlier, seen, strategy, now)
+    if status == earlier:
+        return Plan(**actions)
+    if (remaining := _time_to_live(snapshot, status, now)) is not None:
+        actions["requeue_after"] = max(remaining, timedelta())  # no event will tell of it
+    return Plan(status=status.to_json(), events=events_between(earlier, status), **actions)
+
+
+def _parse(snapshot: Snapshot, has_started: bool) -> FineTuneJobSpec | list[Problem]:
+    """The spec, or why it is refused. What runs already is not refused by a release that supports less."""
+    try:
+        spec = parse_spec(snapshot.job.spec)
+    except ValidationError as error:
+        return problems_of(error)
+    return spec if has_started else unsupported(spec) or spec

@@ -1,0 +1,190 @@
+"""What is observed of a job at one moment: slim, frozen, read from API objects once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from finetune_api.v1alpha1.status import Progress
+from finetune_operator.plan.names import CONTAINER, KUEUE_QUEUE_LABEL
+
+KubernetesObject = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedFineTuneJob:
+    """The FineTuneJob itself."""
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    resource_version: int
+    created: datetime
+    spec: Mapping[str, Any]
+    """As stored; it is parsed when planning, so that an unreadable one becomes a condition."""
+    status: Mapping[str, Any] = field(default_factory=dict)
+    being_deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedJob:
+    """The batch/v1 Job."""
+
+    uid: str
+    resource_version: int
+    owner_uid: str | None
+    nodes: int
+    """Its completions: one pod each."""
+    queued: bool
+    """Whether it carries Kueue's label; Kueue alone then starts it."""
+    suspended: bool
+    failed: int
+    start_time: datetime | None
+    complete: bool
+    failed_reason: str | None
+    """Reason of the Failed (or FailureTarget) condition, when it is True."""
+    failed_message: str
+    ended_at: datetime | None
+    """When it was found complete or failed."""
+    being_deleted: bool
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the Job is complete, or sure to fail."""
+        return self.complete or self.failed_reason is not None
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedPod:
+    """A training pod."""
+
+    name: str
+    uid: str
+    job_uid: str | None
+    """The Job that controls it; None for an orphan."""
+    phase: str
+    created: datetime
+    started: datetime | None
+    """When the trainer's container was started."""
+    scheduled: bool | None
+    """The PodScheduled condition; None when there is none yet."""
+    scheduled_at: datetime | None
+    """When it got a node."""
+    scheduling_message: str
+    image: str
+    waiting_reason: str
+    waiting_message: str
+    exit_code: int | None
+    terminated_reason: str
+    termination_message: str
+    disrupted: bool
+    pod_reason: str
+    being_deleted: bool
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its containers have ended for good."""
+        return self.phase in ("Succeeded", "Failed")
+
+    @property
+    def is_living(self) -> bool:
+        """Whether it runs or may still start."""
+        return not self.has_ended and not self.being_deleted
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything that a plan is made from."""
+
+    job: ObservedFineTuneJob
+    child: ObservedJob | None = None
+    pods: tuple[ObservedPod, ...] = ()
+    """The Job's own pods, in the order of their creation."""
+    leftover: str = ""
+    """A pod of an earlier Job under this name that has not ended yet."""
+    progress: Progress | None = None
+    """The newest report, from the progress server."""
+    obstacle: str = ""
+    """Why the API server refused a child at the last try."""
+
+
+def observe_job(body: KubernetesObject) -> ObservedJob:
+    """A Job from the API."""
+    metadata, spec, status = body["metadata"], body.get("spec", {}), body.get("status", {})
+    true = {entry["type"]: entry for entry in status.get("conditions", ()) if entry["status"] == "True"}
+    failure = true.get("Failed") or true.get("FailureTarget")
+    end = true.get("Complete") or failure or {}
+    return ObservedJob(
+        uid=metadata["uid"],
+        resource_version=version_of(body),
+        owner_uid=_controller_uid(metadata),
+        nodes=spec.get("completions") or 1,
+        queued=KUEUE_QUEUE_LABEL in metadata.get("labels", {}),
+        suspended=bool(spec.get("suspend")),
+        failed=status.get("failed", 0),
+        start_time=_optional_time(status.get("startTime")),
+        complete="Complete" in true,
+        failed_reason=None if failure is None else failure.get("reason") or "JobFailed",
+        failed_message=(failure or {}).get("message", ""),
+        ended_at=_optional_time(end.get("lastTransitionTime")),
+        being_deleted="deletionTimestamp" in metadata,
+    )
+
+
+def observe_pod(body: KubernetesObject) -> ObservedPod:
+    """A pod from the API."""
+    metadata, status = body["metadata"], body.get("status", {})
+    conditions = {entry["type"]: entry for entry in status.get("conditions", ())}
+    status_of_trainer = _status_of_trainer(status.get("containerStatuses", ()))
+    state = status_of_trainer.get("state", {})
+    waiting, terminated = state.get("waiting", {}), state.get("terminated", {})
+    started = (state.get("running") or terminated).get("startedAt")
+    scheduled = conditions.get("PodScheduled")
+    is_scheduled = None if scheduled is None else scheduled["status"] == "True"
+    return ObservedPod(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        job_uid=_controller_uid(metadata),
+        phase=status.get("phase", "Pending"),
+        created=parse_time(metadata["creationTimestamp"]),
+        started=_optional_time(started),
+        scheduled=is_scheduled,
+        scheduled_at=_optional_time((scheduled or {}).get("lastTransitionTime")) if is_scheduled else None,
+        scheduling_message=(scheduled or {}).get("message", ""),
+        image=status_of_trainer.get("image", ""),
+        waiting_reason=waiting.get("reason", ""),
+        waiting_message=waiting.get("message", ""),
+        exit_code=terminated.get("exitCode"),
+        terminated_reason=terminated.get("reason", ""),
+        termination_message=terminated.get("message", ""),
+        disrupted=conditions.get("DisruptionTarget", {}).get("status") == "True",
+        pod_reason=status.get("reason", ""),
+        being_deleted="deletionTimestamp" in metadata,
+    )
+
+
+def _controller_uid(metadata: KubernetesObject) -> str | None:
+    owners = metadata.get("ownerReferences", ())
+    return next((owner["uid"] for owner in owners if owner.get("controller")), None)
+
+
+def version_of(body: KubernetesObject) -> int:
+    """Versions of one kind can be compared, also those of an object and of its successor under the same name."""
+    return int(body["metadata"]["resourceVersion"])
+
+
+def parse_time(text: str) -> datetime:
+    """A Kubernetes timestamp."""
+    return datetime.fromisoformat(text)
+
+
+def _optional_time(text: str | None) -> datetime | None:
+    return parse_time(text) if text else None
+
+
+def _status_of_trainer(statuses: Iterable[KubernetesObject]) -> KubernetesObject:
+    """The status of our container: a mesh may have put its own beside it."""
+    return next((status for status in statuses if status.get("name") == CONTAINER), {})

@@ -1,0 +1,187 @@
+"""Derives the status of a job from what is observed: conditions first, the phase from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from finetune_api.v1alpha1 import FineTuneJobSpec
+from finetune_api.v1alpha1.status import FineTuneJobStatus, Phase, Progress
+from finetune_operator.api.conditions import Verdict, is_true, merge
+from finetune_operator.plan.diagnosis import STARTING, Diagnosis, last_word, why_failed, why_pending
+from finetune_operator.plan.snapshot import ObservedJob, ObservedPod, Snapshot
+
+PROGRESS_INTERVAL = timedelta(seconds=15)
+"""Progress alone is written at most this often; every report reaches Prometheus at once."""
+
+LAST_WORDS_GRACE = timedelta(seconds=10)
+"""Jobs and pods are watched apart: a Job's end may be seen before the end of the pod that tells why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """Where a job stands, in one word and with the cause."""
+
+    phase: Phase
+    reason: str
+    message: str
+
+
+def observe_phase(snapshot: Snapshot, spec: FineTuneJobSpec, now: datetime) -> Observation:
+    """Where a job that has not ended stands."""
+    child, pods = snapshot.child, snapshot.pods
+    if child is not None and child.has_ended and wait_for_last_words(snapshot, now) is None:
+        return _observe_end(child, pods)
+    if spec.suspend:
+        stopping = any(pod.phase == "Running" for pod in pods)
+        message = "pods are saving a checkpoint and stopping" if stopping else "spec.suspend is true"
+        return Observation(Phase.SUSPENDED, "SuspendedByUser", message)
+    if child is None:
+        cause = _why_no_job(snapshot)
+        return Observation(Phase.PENDING, cause.reason, cause.message)
+    if child.queued and child.suspended:
+        queue = spec.queue_name or "the Job is labelled with"
+        return Observation(Phase.QUEUED, "WaitingForQueue", f"waiting for admission by queue {queue}")
+    # A node that is done counts: the job goes on running until all are.
+    at_work = [pod for pod in pods if pod.phase == "Succeeded" or (pod.phase == "Running" and pod.is_living)]
+    if len(at_work) >= child.nodes:
+        return Observation(Phase.RUNNING, "PodsRunning", f"{child.nodes} of {child.nodes} pods run")
+    cause = why_pending(pods)
+    return Observation(Phase.PENDING, cause.reason, cause.message)
+
+
+def wait_for_last_words(snapshot: Snapshot, now: datetime) -> timedelta | None:
+    """How long to wait for the pods' last words after the Job's end; None when they are in, or no longer awaited.
+
+    The end is a latch: what is not known when it is written is lost.
+    """
+    child, pods = snapshot.child, snapshot.pods
+    if child is None or not child.has_ended or child.ended_at is None or child.failed_reason == "DeadlineExceeded":
+        return None
+    if _has_last_words(child, pods):
+        return None
+    remaining = child.ended_at + LAST_WORDS_GRACE - now
+    return remaining if remaining > timedelta() else None
+
+
+def ends_unheard(snapshot: Snapshot, now: datetime) -> bool:
+    """Whether the end is about to be written though no last word was seen: the watch of pods may be behind."""
+    child = snapshot.child
+    if child is None or not child.has_ended or child.owner_uid != snapshot.job.uid:
+        return False
+    is_written = snapshot.job.status.get("completionTime") is not None
+    return not is_written and not _has_last_words(child, snapshot.pods) and wait_for_last_words(snapshot, now) is None
+
+
+def make_status(
+    snapshot: Snapshot, earlier: FineTuneJobStatus, seen: Observation, strategy: str | None, now: datetime
+) -> FineTuneJobStatus:
+    """The status to be written."""
+    child = snapshot.child
+    ended = seen.phase in (Phase.COMPLETE, Phase.FAILED)
+    word = last_word(snapshot.pods) if ended else None
+    ended_at = (child.ended_at if child else None) or now
+    return FineTuneJobStatus(
+        observed_generation=snapshot.job.generation,
+        conditions=merge(earlier.conditions, verdicts(seen), snapshot.job.generation, now),
+        phase=seen.phase,
+        strategy=strategy,
+        start_time=earlier.start_time or _started(snapshot, ended),
+        completion_time=ended_at if ended else None,
+        restarts=max(earlier.restarts, child.failed if child else 0),
+        progress=(word.progress if word else None) or _coalesced(earlier.progress, snapshot.progress, ended, now),
+        result=word.result if word and seen.phase == Phase.COMPLETE else None,
+    )
+
+
+def held_back(earlier: Progress | None, newest: Progress | None, now: datetime) -> timedelta | None:
+    """How long the newest progress is not to be written yet; None when it may be, or says nothing new.
+
+    `updated` is the time of the last write, told by our own clock: pods' clocks may be wrong.
+    """
+    if newest is None or earlier is None or earlier.updated is None or _same(earlier, newest):
+        return None
+    since = now - earlier.updated
+    return PROGRESS_INTERVAL - since if timedelta() <= since < PROGRESS_INTERVAL else None
+
+
+def verdicts(seen: Observation) -> Mapping[str, Verdict]:
+    """What each condition says in a phase.
+
+    `Ready` is given only once there is nothing left to do, and `Reconciling` and `Stalled` only while they are true:
+    kstatus reads a training of ten hours as current then, as it does a batch Job, and a `flux` wait does not hang.
+    """
+    said: dict[str, Verdict] = {}
+    for type_, phase in _PHASE_OF_CONDITION.items():
+        holds = seen.phase == phase
+        said[type_] = Verdict(holds, seen.reason, seen.message if holds else "")
+    if seen.phase in (Phase.PENDING, Phase.QUEUED):
+        said["Reconciling"] = Verdict(True, seen.reason, seen.message)
+        said["Running"] = Verdict(False, seen.reason, seen.message)
+    if seen.phase == Phase.FAILED:
+        said["Stalled"] = Verdict(True, seen.reason, seen.message)
+        said["Ready"] = Verdict(False, seen.reason, seen.message)
+    if seen.phase == Phase.COMPLETE:
+        said["Ready"] = Verdict(True, seen.reason, seen.message)
+    return said
+
+
+def has_ended(status: FineTuneJobStatus) -> bool:
+    """Whether a terminal condition is set; it is a latch."""
+    return is_true(status.conditions, "Complete") or is_true(status.conditions, "Failed")
+
+
+_PHASE_OF_CONDITION = {
+    "Complete": Phase.COMPLETE,
+    "Failed": Phase.FAILED,
+    "Suspended": Phase.SUSPENDED,
+    "Running": Phase.RUNNING,
+    "Queued": Phase.QUEUED,
+}
+CONDITION_TYPES = (*_PHASE_OF_CONDITION, "Reconciling", "Stalled", "Ready")
+
+
+def _coalesced(earlier: Progress | None, newest: Progress | None, ended: bool, now: datetime) -> Progress | None:
+    """The newest progress, or the one already written when that was a moment ago or says the same."""
+    if newest is None or (earlier is not None and _same(earlier, newest)):
+        return earlier
+    if not ended and held_back(earlier, newest, now) is not None:
+        return earlier
+    return newest.model_copy(update={"updated": now})
+
+
+def _same(one: Progress, other: Progress) -> bool:
+    """Whether two reports say the same, whenever they were made."""
+    return one.model_copy(update={"updated": other.updated}) == other
+
+
+def _has_last_words(child: ObservedJob, pods: Sequence[ObservedPod]) -> bool:
+    """Whether the pods that decided the Job's end have ended here too; earlier ones that failed do not speak for it."""
+    if child.complete:
+        return sum(pod.phase == "Succeeded" for pod in pods) >= child.nodes
+    return any(pod.has_ended for pod in pods) and not any(pod.is_living for pod in pods)
+
+
+def _observe_end(child: ObservedJob, pods: Sequence[ObservedPod]) -> Observation:
+    if child.complete:
+        word = last_word(pods)
+        return Observation(Phase.COMPLETE, "Complete", word.message if word else "the trainer ended with exit code 0")
+    cause = why_failed(child, pods)
+    return Observation(Phase.FAILED, cause.reason, cause.message)
+
+
+def _why_no_job(snapshot: Snapshot) -> Diagnosis:
+    if snapshot.leftover:
+        return Diagnosis("EarlierPodsStopping", f"waiting for {snapshot.leftover} of an earlier Job to stop")
+    if snapshot.obstacle:
+        return Diagnosis("ChildRefused", f"the API server refuses what the job needs: {snapshot.obstacle}")
+    return STARTING
+
+
+def _started(snapshot: Snapshot, ended: bool) -> datetime | None:
+    """When the first trainer started; when none is left to tell, the Job has to."""
+    started = [pod.started for pod in snapshot.pods if pod.started]
+    if not started and ended and snapshot.child is not None:
+        return snapshot.child.start_time
+    return min(started, default=None)

@@ -1,0 +1,292 @@
+"""Plays what the operator meets in a cluster, on a MemoryCluster: the Job controller, a kubelet, Kueue and users.
+
+Each job has a fate that does not depend on the operator: what its user wants in the end, and what its trainer does at
+each try. So the state that everything must come to rest in is the same whatever happens on the way.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from finetune_api.exit_codes import ExitCode
+from finetune_api.v1alpha1.status import Phase
+from finetune_operator.cluster.client import FINE_TUNE_JOBS, JOBS, PODS
+from finetune_operator.engine.store import Key
+from finetune_operator.plan.names import KUEUE_QUEUE_LABEL
+from memory_cluster import MemoryCluster, Object
+from plan_builders import make_job, make_progress, make_word
+from status_samples import full_status
+
+NAMESPACE = "team-a"
+RUNNING_TICKS = 3
+
+
+@dataclass(frozen=True)
+class Try:
+    """How a pod goes: to an exit code and a last word, or for ever in a state."""
+
+    exit_code: int | None = None
+    reason: str = "Error"
+    word: str = ""
+    stuck: str = ""
+    """Unschedulable, ErrImagePull or Running; empty when it ends."""
+
+
+def _said(code: ExitCode, message: str) -> Try:
+    result = full_status().result if code == ExitCode.COMPLETE else None
+    word = make_word(code, message, progress=make_progress(100), result=result)
+    return Try(code, "Completed" if code == ExitCode.COMPLETE else "Error", word)
+
+
+COMPLETES = _said(ExitCode.COMPLETE, "done")
+EVICTED = Try(reason="Evicted")
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What becomes of a job."""
+
+    phase: Phase | None
+    """Where it comes to rest; None when it is gone in the end."""
+    tries: tuple[Try, ...] = (COMPLETES,)
+    spec: dict[str, Any] = field(default_factory=dict)
+    """What its user wants in the end."""
+    admitted: bool = True
+    """Whether Kueue admits it."""
+    squatted: bool = False
+    """Another's Job has its name."""
+    deleted: bool = False
+    """Its user deletes it in the end."""
+
+
+FATES: dict[str, Fate] = {
+    "completes": Fate(Phase.COMPLETE),
+    "recovers": Fate(Phase.COMPLETE, (_said(ExitCode.NETWORK_UNAVAILABLE, "no route"), COMPLETES)),
+    "evicted": Fate(Phase.COMPLETE, (EVICTED, EVICTED, COMPLETES), {"backoffLimit": 0}),
+    "bad-data": Fate(Phase.FAILED, (_said(ExitCode.DATA_INVALID, "no rows"),)),
+    "killed": Fate(Phase.FAILED, (Try(137),), {"backoffLimit": 1}),
+    "no-node": Fate(Phase.PENDING, (Try(stuck="Unschedulable"),)),
+    "no-image": Fate(Phase.PENDING, (Try(stuck="ErrImagePull"),)),
+    "runs": Fate(Phase.RUNNING, (Try(stuck="Running"),)),
+    "suspended": Fate(Phase.SUSPENDED, (Try(stuck="Running"),), {"suspend": True}),
+    "refused": Fate(Phase.FAILED, spec={"strategy": {"auto": {}}}),
+    "squatted": Fate(Phase.PENDING, squatted=True),
+    "queued": Fate(Phase.QUEUED, spec={"queueName": "research"}, admitted=False),
+    "admitted": Fate(Phase.COMPLETE, spec={"queueName": "research"}),
+    "held": Fate(Phase.SUSPENDED, (Try(stuck="Running"),), {"queueName": "research", "suspend": True}),
+    "short-lived": Fate(None, spec={"ttlSecondsAfterFinished": 20}),
+    "deleted": Fate(None, (Try(stuck="Running"),), deleted=True),
+}
+
+
+class PlayedWorld:
+    """Jobs named by their fates, and everything that moves them but the operator."""
+
+    def __init__(
+        self,
+        cluster: MemoryCluster,
+        fates: tuple[str, ...],
+        now: Callable[[], datetime],
+        report: Callable[[Key, int], None],
+    ) -> None:
+        self._cluster = cluster
+        self._fates = {name: FATES[name] for name in fates}
+        self._now = now
+        self._report = report
+        self._ended: dict[str, int] = dict.fromkeys(fates, 0)
+        self._ages: dict[str, int] = {}
+        self._pods = 0
+        self.created: dict[str, int] = {}
+        """How many Jobs were ever made for a FineTuneJob, by its UID."""
+        self._seen_jobs: set[str] = set()
+
+    # ---- users ----
+
+    def submit(self, *, suspended: bool = False) -> None:
+        """Everyone applies a manifest, some with a wish for later."""
+        for name, fate in self._fates.items():
+            if fate.squatted:
+                self._cluster.add(JOBS, {"metadata": {"name": name, "namespace": NAMESPACE}, "spec": {"suspend": True}})
+            job = make_job(name).spec(**fate.spec).obj()
+            if suspended:
+                job["spec"]["suspend"] = True
+            self._cluster.add(FINE_TUNE_JOBS, {"metadata": _metadata(name), "spec": job["spec"]})
+
+    def suspend(self, value: bool) -> None:
+        """Everyone changes their mind."""
+        for name in self._fates:
+            self._edit(name, {"suspend": value})
+
+    def want_in_the_end(self) -> None:
+        """Everyone asks for what they will stay with."""
+        for name, fate in self._fates.items():
+            self._edit(name, {"suspend": bool(fate.spec.get("suspend"))})
+            job = self._cluster.find(FINE_TUNE_JOBS, NAMESPACE, name)
+            if fate.deleted and job is not None:
+                self._cluster.remove(FINE_TUNE_JOBS, job)
+
+    def _edit(self, name: str, fields: Object) -> None:
+        job = self._cluster.find(FINE_TUNE_JOBS, NAMESPACE, name)
+        if job is not None:
+            self._cluster.change(FINE_TUNE_JOBS, job, lambda new: new["spec"].update(fields))
+
+    # ---- Kubernetes ----
+
+    def tick(self) -> None:
+        """Everything moves one step."""
+        self._cluster.collect_garbage()
+        for pod in self._cluster.objects(PODS):
+            self._move_pod(pod)
+        for job in self._cluster.objects(JOBS):
+            name = job["metadata"]["name"]
+            if any(owner.get("controller") for owner in job["metadata"].get("ownerReferences", ())):
+                self._note(job)
+                self._move_job(name, job)
+        self._judge_pods()
+
+    def _note(self, job: Object) -> None:
+        uid, [owner] = job["metadata"]["uid"], job["metadata"]["ownerReferences"]
+        if uid not in self._seen_jobs:
+            self._seen_jobs.add(uid)
+            self.created[owner["uid"]] = self.created.get(owner["uid"], 0) + 1
+
+    def _move_job(self, name: str, job: Object) -> None:
+        """As the Job controller, and before it Kueue."""
+        pods = [pod for pod in self._cluster.objects(PODS) if _owner(pod) == job["metadata"]["uid"]]
+        if "deletionTimestamp" in job["metadata"] or _condition(job, "Complete") or _condition(job, "Failed"):
+            return
+        actions = [_action(job, pod) for pod in pods if pod["status"]["phase"] == "Failed"]
+        failed = actions.count("Count")
+        if any(pod["status"]["phase"] == "Succeeded" for pod in pods):
+            self._end(job, "Complete", "CompletionsReached")
+        elif _condition(job, "FailureTarget"):
+            self._end(job, "Failed", "PodFailurePolicy")
+        elif "FailJob" in actions:
+            self._end(job, "FailureTarget", "PodFailurePolicy")
+        elif failed > job["spec"]["backoffLimit"]:
+            self._end(job, "Failed", "BackoffLimitExceeded")
+        else:
+            self._cluster.change(JOBS, job, lambda new: new.setdefault("status", {}).update(failed=failed))
+            self._start_or_stop(name, [pod for pod in pods if not _has_ended(pod)])
+
+    def _start_or_stop(self, name: str, living: list[Object]) -> None:
+        job = self._cluster.find(JOBS, NAMESPACE, name)
+        assert job is not None
+        if KUEUE_QUEUE_LABEL in job["metadata"]["labels"] and self._fates[name].admitted and job["spec"]["suspend"]:
+            self._cluster.change(JOBS, job, lambda new: new["spec"].update(suspend=False))
+        elif job["spec"]["suspend"]:
+            for pod in living:
+                self._cluster.begin_deletion(PODS, pod)
+        elif not living:
+            self._add_pod(name, job)
+
+    def _add_pod(self, name: str, job: Object) -> None:
+        self._pods += 1
+        labels = dict(job["spec"]["template"]["metadata"]["labels"])
+        owner = {"kind": "Job", "uid": job["metadata"]["uid"], "controller": True}
+        metadata = {**_metadata(f"{name}-0-{self._pods}"), "labels": labels, "ownerReferences": [owner]}
+        self._cluster.add(PODS, {"metadata": metadata, "spec": {}, "status": {"phase": "Pending"}})
+
+    def _end(self, job: Object, type_: str, reason: str) -> None:
+        moment = _text(self._now())
+        condition = {"type": type_, "status": "True", "reason": reason, "message": "", "lastTransitionTime": moment}
+        self._cluster.change(
+            JOBS, job, lambda new: new.setdefault("status", {}).setdefault("conditions", []).append(condition)
+        )
+
+    def _move_pod(self, pod: Object) -> None:
+        """As the scheduler and the kubelet."""
+        if "deletionTimestamp" in pod["metadata"]:
+            self._cluster.remove(PODS, pod)
+            return
+        if _has_ended(pod):
+            return
+        name = pod["metadata"]["labels"]["app.kubernetes.io/instance"]
+        tries = self._fates[name].tries
+        now_try = tries[min(self._ended[name], len(tries) - 1)]
+        age = self._ages[pod["metadata"]["uid"]] = self._ages.get(pod["metadata"]["uid"], 0) + 1
+        if now_try.stuck in ("Unschedulable", "ErrImagePull"):
+            self._cluster.change(PODS, pod, lambda new: new.update(status=_stuck(now_try.stuck)))
+        elif age <= RUNNING_TICKS or now_try.stuck == "Running":
+            running = {"running": {"startedAt": _text(self._now())}}
+            if pod["status"]["phase"] != "Running":
+                self._cluster.change(PODS, pod, lambda new: new.update(status=_status("Running", running)))
+            self._report(Key(NAMESPACE, name), min(50, 10 * age))
+        else:
+            self._ended[name] += 1
+            self._cluster.change(PODS, pod, lambda new: new.update(status=_end_of(now_try, self._now())))
+
+    def _judge_pods(self) -> None:
+        """Two trainers of one job must never be at work at once."""
+        at_work = [
+            pod["metadata"]["labels"]["app.kubernetes.io/instance"]
+            for pod in self._cluster.objects(PODS)
+            if pod["status"]["phase"] == "Running"
+        ]
+        assert len(at_work) == len(set(at_work)), at_work
+
+
+def _metadata(name: str) -> Object:
+    return {"name": name, "namespace": NAMESPACE}
+
+
+def _text(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _owner(pod: Object) -> str:
+    return next((owner["uid"] for owner in pod["metadata"]["ownerReferences"]), "")
+
+
+def _has_ended(pod: Object) -> bool:
+    return pod["status"]["phase"] in ("Succeeded", "Failed")
+
+
+def _condition(job: Object, type_: str) -> bool:
+    return any(entry["type"] == type_ for entry in job.get("status", {}).get("conditions", ()))
+
+
+def _action(job: Object, pod: Object) -> str:
+    """What the Job's own failure policy says of a pod."""
+    [state] = [entry["state"] for entry in pod["status"].get("containerStatuses", ())] or [{}]
+    exit_code = state.get("terminated", {}).get("exitCode")
+    true = {entry["type"] for entry in pod["status"].get("conditions", ()) if entry["status"] == "True"}
+    for rule in job["spec"]["podFailurePolicy"]["rules"]:
+        by_condition = any(wanted["type"] in true for wanted in rule.get("onPodConditions", ()))
+        by_code = exit_code in rule.get("onExitCodes", {}).get("values", ())
+        if by_condition or by_code:
+            return str(rule["action"])
+    return "Count"
+
+
+def _status(phase: str, state: Object) -> Object:
+    scheduled = {"type": "PodScheduled", "status": "True"}
+    container = {"name": "trainer", "image": "trainer:1", "state": copy.deepcopy(state)}
+    return {"phase": phase, "conditions": [scheduled], "containerStatuses": [container]}
+
+
+def _stuck(reason: str) -> Object:
+    if reason == "ErrImagePull":
+        return _status("Pending", {"waiting": {"reason": reason}})
+    return {
+        "phase": "Pending",
+        "conditions": [{"type": "PodScheduled", "status": "False", "message": "0/3 nodes are available"}],
+    }
+
+
+def _end_of(now_try: Try, now: datetime) -> Object:
+    if now_try == EVICTED:
+        disrupted = {"type": "DisruptionTarget", "status": "True"}
+        return {"phase": "Failed", "reason": "Evicted", "conditions": [disrupted]}
+    terminated = {
+        "exitCode": now_try.exit_code,
+        "reason": now_try.reason,
+        "message": now_try.word,
+        "startedAt": _text(now),
+    }
+    phase = "Failed" if now_try.exit_code else "Succeeded"
+    return _status(phase, {"terminated": terminated})

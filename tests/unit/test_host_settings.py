@@ -1,0 +1,88 @@
+"""The operator's settings come from FINETUNE_* and are judged at the border, by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from finetune_operator.__main__ import main
+from finetune_operator.host.settings import OperatorSettings, from_environment
+
+IMAGE = {"FINETUNE_TRAINER_IMAGE": "registry.example/trainer:1"}
+
+
+def test_only_the_image_has_to_be_given() -> None:
+    settings = from_environment(IMAGE)
+    assert settings.trainer_image == "registry.example/trainer:1"
+    assert settings.pod_settings().progress_url == ""
+
+
+def test_other_variables_are_not_looked_at() -> None:
+    assert from_environment({**IMAGE, "PATH": "/bin", "finetune_workers": "5"}) == from_environment(IMAGE)
+
+
+def test_values_are_typed() -> None:
+    settings = from_environment(
+        {**IMAGE, "FINETUNE_WORKERS": "4", "FINETUNE_RESYNC_SECONDS": "1.5", "FINETUNE_PROGRESS_CA": "/ca.crt"}
+    )
+    assert (settings.workers, settings.resync_seconds, settings.progress_ca) == (4, 1.5, Path("/ca.crt"))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("WORKERS", "0"),
+        ("WORKERS", "257"),
+        ("WORKERS", "many"),
+        ("RESYNC_SECONDS", "0"),
+        ("RESYNC_SECONDS", "nan"),
+        ("LEASE_SECONDS", "2"),
+        ("HTTP_PORT", "65536"),
+        ("HTTP_PORT", "-1"),
+        ("PROGRESS_PORT", "x"),
+        ("WROKERS", "4"),
+        ("PROGRESS_KEY", "tls.key"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_the_variables_name(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, given in {**IMAGE, f"FINETUNE_{variable}": value}.items():
+        monkeypatch.setenv(name, given)
+    assert main() == 2
+    assert f"FINETUNE_{variable}: " in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+def test_without_an_image_the_operator_says_which_variable_is_missing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("FINETUNE_TRAINER_IMAGE", raising=False)
+    assert main() == 2
+    assert "FINETUNE_TRAINER_IMAGE: Field required" in caplog.text
+
+
+def test_pods_verify_the_progress_server_by_its_authority_or_else_its_certificate(tmp_path: Path) -> None:
+    certificate, authority = tmp_path / "tls.crt", tmp_path / "ca.crt"
+    certificate.write_text("CERTIFICATE")
+    authority.write_text("AUTHORITY")
+    files = {"FINETUNE_PROGRESS_CERTIFICATE": str(certificate), "FINETUNE_PROGRESS_KEY": "tls.key"}
+    given = {**IMAGE, **files, "FINETUNE_PROGRESS_URL": "https://x"}
+    assert from_environment(given).pod_settings().progress_ca == "CERTIFICATE"
+    given["FINETUNE_PROGRESS_CA"] = str(authority)
+    assert from_environment(given).pod_settings().progress_ca == "AUTHORITY"
+    del given["FINETUNE_PROGRESS_URL"]
+    assert from_environment(given).pod_settings().progress_ca == ""
+
+
+def test_certificate_without_its_key_is_refused() -> None:
+    with pytest.raises(ValidationError, match="give both FINETUNE_PROGRESS_CERTIFICATE and FINETUNE_PROGRESS_KEY"):
+        from_environment({**IMAGE, "FINETUNE_PROGRESS_CERTIFICATE": "tls.crt"})
+
+
+def test_settings_do_not_change() -> None:
+    settings = OperatorSettings(trainer_image="x")
+    with pytest.raises(ValidationError):
+        settings.workers = 5

@@ -1,0 +1,75 @@
+"""Jobs' series come from the store, under labels from fixed sets, and go when the job goes."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+from prometheus_client import CollectorRegistry, generate_latest
+
+from finetune_api.v1alpha1.status import Phase, Progress
+from finetune_operator.engine.store import Store
+from finetune_operator.metrics.jobs import JobCollector, figures_of
+from plan_builders import JOB_UID, KEY, NOW, make_job, make_progress
+from status_samples import full_status
+
+
+def scrape(store: Store) -> str:
+    registry = CollectorRegistry()
+    registry.register(JobCollector(store.samples, lambda: NOW))
+    return generate_latest(registry).decode()
+
+
+def complete() -> dict[str, object]:
+    return full_status().model_copy(update={"phase": Phase.COMPLETE}).to_json()
+
+
+def test_an_ended_job_keeps_its_last_figures_and_what_it_forgot() -> None:
+    store = Store()
+    store.put_fine_tune_job(make_job().status(complete()).obj())
+    text = scrape(store)
+    assert 'finetune_job_steps_total{name="router",namespace="team-a"} 50.0' in text
+    assert 'finetune_job_forgetting{metric="before",name="router",namespace="team-a"} 0.5' in text
+    assert 'finetune_job_forgetting{metric="after",name="router",namespace="team-a"} 0.25' in text
+    assert 'finetune_job_eval_metric{metric="accuracy",name="router",namespace="team-a"} 0.5' in text
+
+
+def test_a_report_is_seen_at_once() -> None:
+    store = Store()
+    store.put_fine_tune_job(make_job().obj())
+    store.put_progress(KEY, make_progress(42, loss=0.25))
+    assert 'finetune_job_loss{name="router",namespace="team-a"} 0.25' in scrape(store)
+
+
+def test_a_job_that_goes_takes_its_series_along() -> None:
+    store = Store()
+    store.put_fine_tune_job(make_job().status(complete()).obj())
+    assert "router" in scrape(store)
+    store.drop_fine_tune_job(KEY, JOB_UID)
+    assert "router" not in scrape(store)
+
+
+def test_a_trainer_cannot_make_series_by_inventing_names() -> None:
+    invented = {f"invented_{number}": 1.0 for number in range(31)}
+    store = Store()
+    store.put_fine_tune_job(make_job().obj())
+    store.put_progress(KEY, make_progress(1, evaluation={"accuracy": 0.5, **invented}))
+    text = scrape(store)
+    assert "invented" not in text
+    assert 'finetune_job_eval_metric{metric="accuracy",name="router",namespace="team-a"} 0.5' in text
+
+
+def test_what_is_not_known_has_no_figure() -> None:
+    nothing = figures_of(None, None)
+    assert (nothing.steps, nothing.gauges, nothing.evaluation, nothing.forgetting) == (None, (), (), ())
+    planless = figures_of(Progress(step=0, total_steps=0, percent=0), None)
+    assert planless.gauges[0] is None  # no share of nothing
+
+
+def test_the_figures_of_an_ended_job_are_small() -> None:
+    status = full_status()
+    tracemalloc.start()
+    kept = [figures_of(status.progress, status.result) for _ in range(1000)]
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(kept) == 1000
+    assert size / 1000 < 1024

@@ -1,0 +1,224 @@
+"""The reason names the cause, and the message says what to do: for pods that do not start, and for pods that failed."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from finetune_api.exit_codes import ExitCode
+from finetune_operator.plan.plan import Plan
+from plan_builders import (
+    DELETED,
+    NOW,
+    PodBuilder,
+    at,
+    conditions_of,
+    make_child,
+    make_job,
+    make_pod,
+    make_progress,
+    make_word,
+    message_of,
+    plan_of,
+)
+from status_samples import full_status
+
+SCHEDULER = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+
+
+def pending(*pods: PodBuilder) -> tuple[str, str]:
+    """Reason and message of a job whose pods do not run."""
+    plan = plan_of(make_job(), make_child(), *pods)
+    assert plan.status is not None
+    assert plan.status["phase"] == "Pending"
+    return conditions_of(plan.status)["Reconciling"][1], message_of(plan.status, "Reconciling")
+
+
+def failed(*pods: PodBuilder, reason: str = "BackoffLimitExceeded", seconds: float = 60) -> tuple[str, str]:
+    """Reason and message of a job whose Job failed."""
+    plan = plan_of(make_job(), make_child().fails(NOW, reason, "said by Kubernetes"), *pods, now=at(seconds))
+    assert plan.status is not None
+    assert plan.status["phase"] == "Failed"
+    return conditions_of(plan.status)["Failed"][1], message_of(plan.status, "Failed")
+
+
+def test_a_healthy_start_has_one_reason_all_the_way() -> None:
+    steps = (make_pod(), make_pod().scheduled(), make_pod().waiting("ContainerCreating"))
+    assert {pending(pod) for pod in steps} == {pending()} == {("PodsPending", "waiting for pods to run")}
+
+
+def test_unschedulable_has_the_schedulers_words() -> None:
+    assert pending(make_pod().unschedulable(SCHEDULER)) == ("Unschedulable", f"router-0-0: {SCHEDULER}")
+
+
+@pytest.mark.parametrize("reason", ["ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull"])
+def test_an_image_that_cannot_be_pulled_is_named_in_the_same_words_whichever_way_kubernetes_puts_it(
+    reason: str,
+) -> None:
+    found = pending(make_pod().waiting(reason, f"{reason} by the kubelet"))
+    assert found[0] == "ImagePullFailed"
+    assert "registry.example/trainer:1 cannot be pulled" in found[1]
+    assert "by the kubelet" not in found[1]
+
+
+def test_a_secret_that_is_absent_points_to_the_field() -> None:
+    reason, message = pending(make_pod().waiting("CreateContainerConfigError", 'secret "hub" not found'))
+    assert reason == "PodConfigInvalid"
+    assert message == 'router-0-0: secret "hub" not found; check the secrets named in spec.pod.envFromSecrets'
+
+
+def test_what_the_user_can_mend_counts_more_than_waiting_for_a_node() -> None:
+    assert pending(make_pod(0).unschedulable(SCHEDULER), make_pod(1).waiting("ErrImagePull"))[0] == "ImagePullFailed"
+
+
+def test_a_pod_that_is_going_away_is_no_reason_to_wait() -> None:
+    assert pending(make_pod().unschedulable(SCHEDULER).metadata(**DELETED))[0] == "PodsPending"
+
+
+def test_between_two_tries_the_reason_is_that_of_the_last_failure() -> None:
+    reason, message = pending(make_pod().failed(41))
+    assert reason == "NetworkUnavailable"
+    assert message.endswith("; waiting for the next try")
+
+
+def test_a_new_try_that_starts_is_a_start_again() -> None:
+    assert pending(make_pod(0).failed(41), make_pod(1))[0] == "PodsPending"
+
+
+@pytest.mark.parametrize("code", [code for code in ExitCode if code not in (ExitCode.COMPLETE, ExitCode.STOPPED)])
+def test_the_trainers_last_word_is_the_reason_and_the_message(code: ExitCode) -> None:
+    word = make_word(code, "what happened", "what to do")
+    assert failed(make_pod().failed(code, word=word)) == (code.reason, "what happened; what to do")
+
+
+@pytest.mark.parametrize("code", [code for code in ExitCode if code not in (ExitCode.COMPLETE, ExitCode.STOPPED)])
+def test_without_a_last_word_the_exit_code_says_it(code: ExitCode) -> None:
+    reason, message = failed(make_pod().failed(code, word="Traceback (most recent call last):"))
+    assert (reason, message) == (code.reason, f"router-0-0: {code.explanation}")
+
+
+def test_out_of_memory_by_kubernetes_reason() -> None:
+    for exit_code in (137, 1, 0):  # kubernetes has reported other codes with it
+        reason, message = failed(make_pod().failed(exit_code, reason="OOMKilled"))
+        assert reason == "OutOfMemory"
+        assert "raise spec.resources.memory or lower spec.training.microBatchSize" in message
+
+
+def test_out_of_memory_by_exit_code_137() -> None:
+    reason, message = failed(make_pod().failed(137))
+    assert reason == "OutOfMemory"
+    assert "exit code 137" in message
+    assert "spec.resources.memory" in message
+
+
+def test_out_of_memory_counts_more_than_an_earlier_word() -> None:
+    word = make_word(ExitCode.INTERNAL_ERROR, "an earlier word")
+    assert failed(make_pod().failed(137, reason="OOMKilled", word=word))[0] == "OutOfMemory"
+
+
+def test_an_exit_code_that_nobody_knows_points_to_the_log() -> None:
+    reason, message = failed(make_pod().failed(77))
+    assert (reason, message) == ("TrainerFailed", "router-0-0 ended with exit code 77; its log says more")
+
+
+@pytest.mark.parametrize("reason", ["Evicted", "Preempting", "NodeShutdown", "Terminated"])
+def test_a_pod_that_was_removed_was_preempted(reason: str) -> None:
+    assert failed(make_pod().disrupted(reason)) == ("Preempted", f"router-0-0 was removed from its node ({reason})")
+
+
+def test_a_disruption_counts_though_the_kubelet_gives_no_reason() -> None:
+    assert failed(make_pod().disrupted()) == ("Preempted", "router-0-0 was removed from its node (disruption)")
+
+
+def test_a_failure_of_its_own_counts_more_than_a_later_removal() -> None:
+    assert failed(make_pod(0).failed(11), make_pod(1).disrupted("Evicted"))[0] == "DataInvalid"
+
+
+def test_a_failure_of_its_own_counts_more_than_a_later_stop() -> None:
+    word = make_word(ExitCode.STOPPED, "stopped")
+    assert failed(make_pod(0).failed(15), make_pod(1).failed(143, word=word))[0] == "NonFiniteLoss"
+
+
+def test_of_two_failures_the_newer_one_counts() -> None:
+    assert failed(make_pod(0).failed(11), make_pod(1).failed(16))[0] == "OutOfMemory"
+
+
+def test_retries_that_are_used_up_have_the_reason_of_the_last_try() -> None:
+    assert failed(*(make_pod(number).failed(41) for number in range(4)))[0] == "NetworkUnavailable"
+
+
+def test_retries_that_are_used_up_without_a_pod_left_have_kubernetes_words() -> None:
+    assert failed() == ("BackoffLimitExceeded", "said by Kubernetes")
+
+
+def test_the_deadline_is_named_whatever_the_pods_say() -> None:
+    found = failed(make_pod().failed(143), reason="DeadlineExceeded")
+    assert found == ("DeadlineExceeded", "the job ran longer than spec.activeDeadlineSeconds")
+
+
+def test_a_long_message_fits_the_condition() -> None:
+    reason, message = failed(make_pod().failed(11, word=make_word(ExitCode.DATA_INVALID, "x" * 2048)))
+    assert (reason, len(message)) == ("DataInvalid", 1024)
+
+
+@pytest.mark.parametrize(
+    "word", ["{", "[]", '{"exitCode": 11}', '{"exitCode": 99, "reason": "x", "message": "y"}', "é"]
+)
+def test_a_message_that_is_no_last_word_is_passed_over(word: str) -> None:
+    assert failed(make_pod().failed(11, word=word))[0] == "DataInvalid"
+
+
+def test_a_last_word_cannot_call_its_failure_by_another_name() -> None:
+    word = make_word(ExitCode.DATA_INVALID, "said").replace("DataInvalid", "Nice Try")
+    assert failed(make_pod().failed(11, word=word))[0] == "DataInvalid"
+
+
+def complete(*pods: PodBuilder, seconds: float = 0) -> Plan:
+    return plan_of(make_job(), make_child().complete(NOW), *pods, now=at(seconds))
+
+
+def test_a_complete_job_has_the_result_and_the_progress_of_the_last_word() -> None:
+    result, progress = full_status().result, make_progress(100)
+    word = make_word(ExitCode.COMPLETE, "accuracy 0.5 -> 1.0", progress=progress, result=result)
+    plan = complete(make_pod().succeeded(word))
+    assert plan.status is not None
+    assert result is not None
+    assert plan.status["result"] == result.to_json()
+    assert plan.status["progress"] == progress.to_json()
+    assert conditions_of(plan.status)["Complete"] == ("True", "Complete")
+    assert message_of(plan.status, "Complete") == "accuracy 0.5 -> 1.0"
+
+
+def test_of_several_nodes_the_one_with_the_result_is_heard() -> None:
+    child = make_child().nodes(2).complete(NOW)
+    result = full_status().result
+    first = make_pod(0).succeeded(make_word(ExitCode.COMPLETE, "rank 0", result=result))
+    plan = plan_of(make_job(), child, first, make_pod(1).succeeded(make_word(ExitCode.COMPLETE, "rank 1")))
+    assert plan.status is not None
+    assert message_of(plan.status, "Complete") == "rank 0"
+
+
+def test_a_failed_job_has_no_result_though_a_pod_had_one() -> None:
+    word = make_word(ExitCode.COMPLETE, "done", result=full_status().result)
+    plan = plan_of(make_job(), make_child().fails(NOW), make_pod(0).succeeded(word), make_pod(1).failed(1))
+    assert plan.status is not None
+    assert "result" not in plan.status
+
+
+def test_a_complete_job_without_a_word_is_complete_all_the_same() -> None:
+    plan = complete(make_pod().succeeded())
+    assert plan.status is not None
+    assert message_of(plan.status, "Complete") == "the trainer ended with exit code 0"
+
+
+@pytest.mark.parametrize("pods", [(), (make_pod().running(),)], ids=["unseen", "still running"])
+def test_the_end_is_not_written_before_the_pods_have_spoken(pods: tuple[PodBuilder, ...]) -> None:
+    for child in (make_child().complete(NOW), make_child().fails(NOW)):
+        early = plan_of(make_job(), child, *pods, now=at(4))
+        assert early.status is not None
+        assert early.status["phase"] not in ("Complete", "Failed")
+        assert early.requeue_after == timedelta(seconds=6)
+        late = plan_of(make_job(), child, *pods, now=at(10))
+        assert late.status is not None
+        assert late.status["phase"] in ("Complete", "Failed")

@@ -1,0 +1,317 @@
+"""What is planned for the children over a job's life: one Job, adopted only when it is ours, suspended, deleted."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from finetune_operator.plan.plan import Plan
+from plan_builders import (
+    CHILD_UID,
+    DELETED,
+    JOB_UID,
+    NOW,
+    JobBuilder,
+    at,
+    conditions_of,
+    make_child,
+    make_job,
+    make_pod,
+    message_of,
+    plan_of,
+)
+
+
+def kinds(plan: Plan) -> list[str]:
+    return [child["kind"] for child in plan.create]
+
+
+def reason(plan: Plan, type_: str = "Reconciling") -> str:
+    return conditions_of(plan.status)[type_][1]
+
+
+def touches_children(plan: Plan) -> bool:
+    return bool(plan.create) or plan.set_suspended is not None or plan.delete_child is not None
+
+
+# ---- creation ----
+
+
+def test_a_new_job_gets_its_job_and_a_status() -> None:
+    plan = plan_of(make_job())
+    assert kinds(plan) == ["Job"]
+    assert reason(plan) == "PodsPending"
+    assert plan.requeue_after is None
+
+
+def test_a_claim_that_is_asked_for_comes_before_the_job_that_mounts_it() -> None:
+    plan = plan_of(make_job().spec(output={"uri": "pvc://models/x", "createClaim": {"size": "1Gi"}}))
+    assert kinds(plan) == ["PersistentVolumeClaim", "Job"]
+
+
+def test_planning_twice_asks_for_the_very_same_objects() -> None:
+    assert plan_of(make_job()).create == plan_of(make_job(), now=at(999)).create
+
+
+@pytest.mark.parametrize("state", ["waiting", "running", "done", "failed", "suspended", "being deleted"])
+def test_where_a_job_is_there_is_never_a_second_one(state: str) -> None:
+    child = {
+        "waiting": make_child(),
+        "running": make_child(),
+        "done": make_child().complete(NOW),
+        "failed": make_child().fails(NOW),
+        "suspended": make_child().suspended(),
+        "being deleted": make_child().metadata(**DELETED),
+    }[state]
+    for job in (make_job(), make_job().suspended(), make_job().queue(), make_job().spec(task="Poetry")):
+        for seconds in (0, 86_400):
+            assert plan_of(job, child, now=at(seconds)).create == ()
+
+
+def test_a_job_that_someone_deleted_is_made_again() -> None:
+    running = plan_of(make_job(), make_child(), make_pod().running())
+    plan = plan_of(make_job().status(running.status))
+    assert kinds(plan) == ["Job"]
+
+
+def test_while_a_pod_of_an_earlier_job_ends_there_is_no_new_one() -> None:
+    plan = plan_of(make_job(), None, make_pod().of("an-earlier-job").running().metadata(**DELETED))
+    assert not touches_children(plan)
+    assert reason(plan) == "EarlierPodsStopping"
+    assert "router-0-0" in message_of(plan.status, "Reconciling")
+    assert kinds(plan_of(make_job(), None, make_pod().of("an-earlier-job").failed(143))) == ["Job"]
+
+
+def test_pods_of_an_earlier_job_say_nothing_of_this_one() -> None:
+    plan = plan_of(make_job(), make_child(), make_pod().of("an-earlier-job").running())
+    assert plan.status is not None
+    assert plan.status["phase"] == "Pending"
+
+
+def test_what_the_api_server_refuses_is_told_to_the_user() -> None:
+    plan = plan_of(make_job(), obstacle="exceeded quota: gpus, requested: 8, used: 8, limited: 8")
+    assert reason(plan) == "ChildRefused"
+    assert "exceeded quota: gpus" in message_of(plan.status, "Reconciling")
+    assert kinds(plan) == ["Job"]
+
+
+# ---- adoption ----
+
+
+@pytest.mark.parametrize("owner", [None, "another-uid"])
+@pytest.mark.parametrize("job", [make_job(), make_job().suspended(), make_job().queue()], ids=["", "suspend", "queue"])
+def test_a_job_of_another_owner_is_never_touched(owner: str | None, job: JobBuilder) -> None:
+    for child in (make_child().owned_by(owner), make_child().owned_by(owner).suspended().fails(NOW)):
+        plan = plan_of(job, child, make_pod().failed(11))
+        assert not touches_children(plan)
+        assert plan.status is not None
+        assert plan.status["phase"] == "Pending"
+        assert reason(plan) == "ChildNameTaken"
+        assert "a Job named router exists" in message_of(plan.status, "Reconciling")
+        assert plan.requeue_after == timedelta(minutes=1)
+
+
+def test_the_squatted_name_is_taken_once_it_is_free() -> None:
+    taken = plan_of(make_job(), make_child().owned_by(None))
+    plan = plan_of(make_job().status(taken.status))
+    assert kinds(plan) == ["Job"]
+    assert reason(plan) == "PodsPending"
+
+
+def test_a_job_of_ours_is_adopted_by_its_uid() -> None:
+    plan = plan_of(make_job(), make_child().owned_by(JOB_UID), make_pod().running())
+    assert plan.status is not None
+    assert plan.status["phase"] == "Running"
+
+
+# ---- suspend and resume ----
+
+
+def test_a_job_that_is_created_suspended_has_a_suspended_job() -> None:
+    plan = plan_of(make_job().suspended())
+    [job] = plan.create
+    assert job["spec"]["suspend"] is True
+    assert reason(plan, "Suspended") == "SuspendedByUser"
+
+
+def test_suspending_and_resuming_sets_the_jobs_own_switch_once() -> None:
+    suspend = plan_of(make_job().suspended(), make_child(), make_pod().running())
+    assert suspend.set_suspended is True
+    assert suspend.delete_child is None
+    job = make_job().suspended().status(suspend.status)
+    stopped = plan_of(job, make_child().suspended())
+    assert stopped.set_suspended is None
+    resume = plan_of(make_job().status(stopped.status), make_child().suspended())
+    assert resume.set_suspended is False
+    assert conditions_of(resume.status)["Suspended"][0] == "False"
+    assert plan_of(make_job().status(resume.status), make_child()).set_suspended is None
+
+
+def test_while_pods_stop_the_job_says_so() -> None:
+    stopping = plan_of(make_job().suspended(), make_child().suspended(), make_pod().running())
+    stopped = plan_of(make_job().suspended(), make_child().suspended())
+    assert message_of(stopping.status, "Suspended") == "pods are saving a checkpoint and stopping"
+    assert message_of(stopped.status, "Suspended") == "spec.suspend is true"
+
+
+@pytest.mark.parametrize("end", ["complete", "failed"])
+def test_a_job_that_ended_is_not_suspended_any_more(end: str) -> None:
+    child = make_child().complete(NOW) if end == "complete" else make_child().fails(NOW)
+    pod = make_pod().succeeded() if end == "complete" else make_pod().failed(1)
+    plan = plan_of(make_job().suspended(), child, pod)
+    assert plan.set_suspended is None
+    assert conditions_of(plan.status)[end.title()][0] == "True"
+
+
+# ---- Kueue ----
+
+
+def test_a_job_of_a_queue_waits_for_kueue_and_is_never_unsuspended_by_us() -> None:
+    job = make_job().queue()
+    plan = plan_of(job)
+    assert plan.create[0]["spec"]["suspend"] is True
+    waiting = plan_of(job, make_child(job))
+    assert waiting.set_suspended is None
+    assert waiting.status is not None
+    assert waiting.status["phase"] == "Queued"
+    assert message_of(waiting.status, "Queued") == "waiting for admission by queue research"
+
+
+def test_a_job_that_kueue_admits_runs_and_one_it_preempts_waits_again() -> None:
+    job = make_job().queue()
+    admitted = plan_of(job, make_child(job).queued(admitted=True), make_pod().running())
+    assert admitted.status is not None
+    assert admitted.status["phase"] == "Running"
+    preempted = plan_of(job.status(admitted.status), make_child(job))
+    assert preempted.set_suspended is None
+    assert preempted.status is not None
+    assert preempted.status["phase"] == "Queued"
+
+
+def test_suspending_a_job_of_a_queue_deletes_its_job_so_that_kueue_cannot_start_it() -> None:
+    job = make_job().queue().suspended()
+    plan = plan_of(job, make_child(job).queued(admitted=True), make_pod().running())
+    assert plan.delete_child == CHILD_UID
+    assert plan.set_suspended is None
+    going = plan_of(job.status(plan.status), make_child(job).metadata(**DELETED), make_pod().running())
+    assert not touches_children(going)
+    gone = plan_of(job)
+    assert not touches_children(gone)
+    assert gone.status is not None
+    assert gone.status["phase"] == "Suspended"
+
+
+def test_resuming_a_job_of_a_queue_makes_its_job_again_when_the_old_one_is_gone() -> None:
+    job = make_job().queue()
+    suspended = plan_of(make_job().queue().suspended())
+    waiting = plan_of(job.status(suspended.status), make_child(job).metadata(**DELETED))
+    assert not touches_children(waiting)
+    assert kinds(plan_of(job)) == ["Job"]
+
+
+def test_a_queue_given_to_a_running_job_does_not_hand_it_to_kueue() -> None:
+    plan = plan_of(make_job().queue().suspended(), make_child(), make_pod().running())
+    assert plan.set_suspended is True
+    assert plan.delete_child is None
+
+
+# ---- refusal ----
+
+
+def test_a_spec_that_only_code_can_judge_fails_with_the_field_and_is_not_tried_again() -> None:
+    job = make_job().spec(strategy={"auto": {}})
+    plan = plan_of(job)
+    assert not touches_children(plan)
+    assert plan.requeue_after is None
+    assert reason(plan, "Failed") == "SpecInvalid"
+    assert message_of(plan.status, "Failed").startswith("spec.strategy.auto: ")
+    assert plan_of(job.status(plan.status), now=at(999)) == Plan()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"task": "Poetry"},
+        {"model": "a string"},
+        {"strategy": {}},
+        {"fromTheFuture": 1},
+        {"training": {"learningRate": "nan"}},
+        {"data": None},
+        {"resources": {"nodes": 0}},
+    ],
+    ids=str,
+)
+def test_every_spec_that_cannot_be_read_becomes_a_condition(fields: dict[str, Any]) -> None:
+    plan = plan_of(make_job().spec(**fields))
+    assert reason(plan, "Failed") == "SpecInvalid"
+    assert f"spec.{next(iter(fields))}" in message_of(plan.status, "Failed")
+    assert plan.status is not None
+    assert "strategy" not in plan.status
+
+
+def test_a_mended_spec_may_try() -> None:
+    refused = plan_of(make_job().spec(task="Poetry"))
+    plan = plan_of(make_job().metadata(generation=2).status(refused.status))
+    assert kinds(plan) == ["Job"]
+    assert plan.status is not None
+    assert plan.status["phase"] == "Pending"
+    assert "completionTime" not in plan.status
+
+
+def test_a_job_that_failed_for_another_cause_may_not_though_its_spec_changes() -> None:
+    failed = plan_of(make_job(), make_child().fails(NOW), make_pod().failed(11))
+    plan = plan_of(make_job().metadata(generation=2).status(failed.status))
+    assert not touches_children(plan)
+
+
+def test_what_runs_by_a_spec_that_is_no_longer_understood_is_stopped() -> None:
+    plan = plan_of(make_job().spec(fromTheFuture=1), make_child(), make_pod().running())
+    assert plan.delete_child == CHILD_UID
+    assert reason(plan, "Failed") == "SpecInvalid"
+
+
+def test_a_job_of_another_owner_is_not_stopped_for_a_spec_of_ours() -> None:
+    assert plan_of(make_job().spec(fromTheFuture=1), make_child().owned_by("another")).delete_child is None
+
+
+def test_what_runs_already_is_not_refused_by_a_release_that_supports_less() -> None:
+    plan = plan_of(make_job().spec(strategy={"auto": {}}), make_child(), make_pod().running())
+    assert plan.status is not None
+    assert plan.status["phase"] == "Running"
+
+
+# ---- the end ----
+
+
+def test_a_job_that_is_being_deleted_is_left_alone() -> None:
+    for child in (None, make_child(), make_child().complete(NOW)):
+        assert plan_of(make_job().metadata(**DELETED), child, make_pod().running()) == Plan()
+
+
+def ended(**spec: Any) -> JobBuilder:
+    plan = plan_of(make_job(), make_child().complete(at(50)), make_pod().succeeded(), now=at(51))
+    return make_job().spec(**spec).status(plan.status)
+
+
+def test_without_a_time_to_live_a_job_stays() -> None:
+    assert plan_of(ended(), now=at(10**9)) == Plan()
+
+
+def test_a_job_is_deleted_when_its_time_to_live_is_over() -> None:
+    assert plan_of(ended(ttlSecondsAfterFinished=60), now=at(70)) == Plan(requeue_after=timedelta(seconds=40))
+    assert plan_of(ended(ttlSecondsAfterFinished=60), now=at(110)) == Plan(delete_self=True)
+    assert plan_of(ended(ttlSecondsAfterFinished=0), now=at(51)) == Plan(delete_self=True)
+
+
+def test_a_refused_job_has_a_time_to_live_too() -> None:
+    job = make_job().spec(task="Poetry", ttlSecondsAfterFinished=60)
+    job.status(plan_of(job).status)
+    assert plan_of(job, now=at(61)).delete_self
+
+
+def test_a_running_job_is_not_deleted_whatever_its_time_to_live() -> None:
+    running = plan_of(make_job(), make_child(), make_pod().running())
+    job = make_job().spec(ttlSecondsAfterFinished=0).status(running.status)
+    assert not plan_of(job, make_child(), make_pod().running(), now=at(10**6)).delete_self

@@ -1,0 +1,110 @@
+"""What is read from API objects."""
+
+from __future__ import annotations
+
+import pytest
+
+from finetune_operator.plan.snapshot import observe_job, observe_pod
+from plan_builders import CHILD_UID, DELETED, JOB_UID, NOW, at, make_child, make_job, make_pod
+
+
+def test_a_job_that_was_just_created() -> None:
+    job = observe_job(make_child().obj())
+    assert (job.uid, job.owner_uid, job.nodes) == (CHILD_UID, JOB_UID, 1)
+    assert not job.has_ended
+    assert not job.suspended
+    assert not job.queued
+    assert not job.being_deleted
+    assert (job.failed, job.start_time, job.ended_at) == (0, None, None)
+
+
+def test_a_job_with_hardly_anything_is_read() -> None:
+    job = observe_job({"metadata": {"uid": "x", "resourceVersion": "1"}})
+    assert (job.owner_uid, job.nodes, job.suspended, job.has_ended) == (None, 1, False, False)
+
+
+def test_a_job_of_a_queue() -> None:
+    job = observe_job(make_child(make_job().queue()).obj())
+    assert job.queued
+    assert job.suspended
+
+
+def test_a_complete_job() -> None:
+    job = observe_job(make_child().complete(at(9)).obj())
+    assert job.has_ended
+    assert job.complete
+    assert job.failed_reason is None
+    assert job.ended_at == at(9)
+
+
+@pytest.mark.parametrize("type_", ["Failed", "FailureTarget"])
+def test_a_job_that_is_sure_to_fail_has_failed(type_: str) -> None:
+    job = observe_job(make_child().fails(at(9), "BackoffLimitExceeded", "too often", type_).obj())
+    assert job.has_ended
+    assert not job.complete
+    assert (job.failed_reason, job.failed_message, job.ended_at) == ("BackoffLimitExceeded", "too often", at(9))
+
+
+def test_the_final_condition_counts_more_than_the_announcement() -> None:
+    child = make_child().fails(at(5), "PodFailurePolicy", "announced", "FailureTarget")
+    job = observe_job(child.fails(at(9), "PodFailurePolicy", "final").obj())
+    assert (job.failed_message, job.ended_at) == ("final", at(9))
+
+
+def test_a_failure_without_a_reason_has_one_all_the_same() -> None:
+    assert observe_job(make_child().fails(NOW, reason="").obj()).failed_reason == "JobFailed"
+
+
+def test_a_condition_that_is_not_true_says_nothing() -> None:
+    body = make_child().obj()
+    body["status"]["conditions"] = [{"type": "Complete", "status": "False"}, {"type": "Failed", "status": "Unknown"}]
+    assert not observe_job(body).has_ended
+
+
+def test_only_the_controller_is_the_owner() -> None:
+    body = make_child().obj()
+    body["metadata"]["ownerReferences"] = [{"uid": "a"}, {"uid": "b", "controller": True}]
+    assert observe_job(body).owner_uid == "b"
+
+
+def test_a_pod_that_was_just_created() -> None:
+    pod = observe_pod(make_pod().obj())
+    assert (pod.name, pod.job_uid, pod.phase) == ("router-0-0", CHILD_UID, "Pending")
+    assert pod.is_living
+    assert (pod.scheduled, pod.scheduled_at, pod.started, pod.exit_code) == (None, None, None, None)
+
+
+def test_a_pod_without_a_node_has_the_schedulers_words() -> None:
+    pod = observe_pod(make_pod().unschedulable("0/3 nodes are available").obj())
+    assert (pod.scheduled, pod.scheduled_at) == (False, None)
+    assert pod.scheduling_message == "0/3 nodes are available"
+
+
+def test_a_pod_knows_since_when_it_has_a_node_and_a_container() -> None:
+    pod = observe_pod(make_pod().scheduled(at(3)).running(at(7)).obj())
+    assert (pod.scheduled, pod.scheduled_at, pod.started) == (True, at(3), at(7))
+
+
+def test_the_container_that_counts_is_the_trainers_though_a_mesh_runs_beside_it() -> None:
+    pod = observe_pod(make_pod().failed(11, word="said", since=at(4)).obj())
+    assert (pod.exit_code, pod.terminated_reason, pod.termination_message) == (11, "Error", "said")
+    assert pod.started == at(4)
+    assert pod.has_ended
+    assert not pod.is_living
+
+
+def test_a_pod_that_waits_says_why() -> None:
+    pod = observe_pod(make_pod().waiting("ImagePullBackOff", "back-off").obj())
+    assert (pod.waiting_reason, pod.waiting_message) == ("ImagePullBackOff", "back-off")
+
+
+def test_a_pod_that_is_being_deleted_is_not_living_and_has_not_ended() -> None:
+    pod = observe_pod(make_pod().running().metadata(**DELETED).obj())
+    assert not pod.is_living
+    assert not pod.has_ended
+
+
+def test_a_disruption_is_noted() -> None:
+    pod = observe_pod(make_pod().disrupted("Evicted").obj())
+    assert pod.disrupted
+    assert pod.pod_reason == "Evicted"

@@ -1,0 +1,275 @@
+"""The status: whole from the first reconcile, read alike by kubectl, Flux and people, and written rarely."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from finetune_api.exit_codes import ExitCode
+from finetune_api.v1alpha1.status import FineTuneJobStatus, Phase
+from finetune_operator.plan.plan import Plan
+from finetune_operator.plan.status import LAST_WORDS_GRACE, PROGRESS_INTERVAL
+from plan_builders import (
+    NOW,
+    ChildBuilder,
+    JobBuilder,
+    PodBuilder,
+    at,
+    conditions_of,
+    make_child,
+    make_job,
+    make_pod,
+    make_progress,
+    make_word,
+    plan_of,
+)
+
+ALWAYS = {"Complete", "Failed", "Suspended", "Running", "Queued"}
+PHASES: dict[Phase, tuple[JobBuilder, ChildBuilder | None, tuple[PodBuilder, ...]]] = {
+    Phase.PENDING: (make_job(), make_child(), (make_pod(),)),
+    Phase.QUEUED: (make_job().queue(), make_child(make_job().queue()), ()),
+    Phase.RUNNING: (make_job(), make_child(), (make_pod().running(),)),
+    Phase.SUSPENDED: (make_job().suspended(), make_child().suspended(), ()),
+    Phase.COMPLETE: (make_job(), make_child().complete(NOW), (make_pod().succeeded(),)),
+    Phase.FAILED: (make_job(), make_child().fails(NOW), (make_pod().failed(11),)),
+}
+
+
+def planned(phase: Phase, now: datetime = NOW) -> dict[str, Any]:
+    """The status of a job in a phase."""
+    job, child, pods = PHASES[phase]
+    plan = plan_of(job, child, *pods, now=now)
+    assert plan.status is not None
+    return plan.status
+
+
+def kstatus(generation: int, status: Mapping[str, Any]) -> str:
+    """What kstatus, and so Flux and kpt, says of an object: its documented rules, in its order."""
+    if status.get("observedGeneration") not in (None, generation):
+        return "InProgress"
+    true = {entry["type"]: entry["status"] for entry in status.get("conditions", ())}
+    if true.get("Reconciling") == "True":
+        return "InProgress"
+    if true.get("Stalled") == "True":
+        return "Failed"
+    return "InProgress" if true.get("Ready") in ("False", "Unknown") else "Current"
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_the_phase_is_the_one_condition_that_is_true(phase: Phase) -> None:
+    status = planned(phase)
+    assert status["phase"] == phase
+    true = {type_ for type_, (value, _) in conditions_of(status).items() if value == "True"}
+    assert true & ALWAYS == ({phase.value} if phase != Phase.PENDING else set())
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_every_standard_condition_is_there_from_the_first_reconcile(phase: Phase) -> None:
+    status = planned(phase)
+    assert set(conditions_of(status)) >= ALWAYS
+    assert status["observedGeneration"] == 1
+    assert {entry["observedGeneration"] for entry in status["conditions"]} == {1}
+    assert status["strategy"] == "Full"
+
+
+@pytest.mark.parametrize(
+    ("phase", "said"),
+    [
+        (Phase.PENDING, "InProgress"),
+        (Phase.QUEUED, "InProgress"),
+        (Phase.RUNNING, "Current"),  # as a batch Job: a wait must not hang for ten hours
+        (Phase.SUSPENDED, "Current"),
+        (Phase.COMPLETE, "Current"),
+        (Phase.FAILED, "Failed"),
+    ],
+)
+def test_kstatus_reads_every_phase_as_it_reads_a_batch_job(phase: Phase, said: str) -> None:
+    assert kstatus(1, planned(phase)) == said
+
+
+def test_kstatus_waits_for_a_new_generation_to_be_seen() -> None:
+    assert kstatus(2, planned(Phase.RUNNING)) == "InProgress"
+    job = make_job().metadata(generation=2).status(planned(Phase.RUNNING))
+    plan = plan_of(job, make_child(), make_pod().running())
+    assert plan.status is not None
+    assert kstatus(2, plan.status) == "Current"
+
+
+@pytest.mark.parametrize("phase", [Phase.COMPLETE, Phase.FAILED])
+def test_a_new_generation_is_seen_after_the_end_too_and_changes_nothing_else(phase: Phase) -> None:
+    status = planned(phase)
+    plan = plan_of(make_job().metadata(generation=2).status(status), now=at(999))
+    assert plan.status is not None
+    assert plan.status["observedGeneration"] == 2
+    assert {entry.pop("observedGeneration") for entry in plan.status["conditions"]} == {2}
+    for entry in status["conditions"]:
+        entry.pop("observedGeneration")
+    assert {**plan.status, "observedGeneration": 1} == status
+
+
+def test_only_what_is_true_is_abnormal() -> None:
+    for phase in Phase:
+        conditions = conditions_of(planned(phase))
+        assert conditions.get("Reconciling", ("True", ""))[0] == "True"
+        assert conditions.get("Stalled", ("True", ""))[0] == "True"
+        assert ("Ready" in conditions) == (phase in (Phase.COMPLETE, Phase.FAILED))
+
+
+@pytest.mark.parametrize("end", [Phase.COMPLETE, Phase.FAILED])
+@pytest.mark.parametrize("other", [*Phase])
+def test_an_end_is_a_latch(end: Phase, other: Phase) -> None:
+    job, child, pods = PHASES[other]
+    ended = JobBuilder(job.obj()).status(planned(end))
+    for observed in ((child, *pods), (None,)):
+        plan = plan_of(ended, *observed, now=at(86_400))
+        assert plan == Plan()
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_at_rest_nothing_is_planned(phase: Phase) -> None:
+    job, child, pods = PHASES[phase]
+    for seconds in (0, 86_400):
+        plan = plan_of(JobBuilder(job.obj()).status(planned(phase)), child, *pods, now=at(seconds))
+        assert plan == Plan()
+
+
+def test_the_start_is_that_of_the_first_trainer_and_stays() -> None:
+    first = plan_of(make_job(), make_child(), make_pod().running(at(5)), now=at(6))
+    assert first.status is not None
+    assert first.status["startTime"] == "2026-01-01T12:00:05Z"
+    again = plan_of(
+        make_job().status(first.status), make_child(), make_pod().failed(41), make_pod(1).running(at(90)), now=at(99)
+    )
+    assert again.status is None or again.status["startTime"] == "2026-01-01T12:00:05Z"
+
+
+def test_a_job_that_waits_has_not_started() -> None:
+    assert "startTime" not in planned(Phase.PENDING)
+    assert "startTime" not in planned(Phase.QUEUED)
+
+
+def test_when_no_pod_is_left_to_tell_the_job_has_the_start() -> None:
+    plan = plan_of(make_job(), make_child().started(at(3)).complete(at(50)), now=at(61))
+    assert plan.status is not None
+    assert (plan.status["startTime"], plan.status["completionTime"]) == ("2026-01-01T12:00:03Z", "2026-01-01T12:00:50Z")
+
+
+def test_restarts_are_counted_and_never_go_back() -> None:
+    plan = plan_of(make_job(), make_child().failed_pods(2), make_pod(2).running())
+    assert plan.status is not None
+    assert plan.status["restarts"] == 2
+    assert plan_of(make_job().status(plan.status), make_child(), make_pod(2).running()).status is None
+
+
+def test_a_job_of_several_nodes_runs_when_all_do() -> None:
+    child = make_child().nodes(2)
+    one = plan_of(make_job(), child, make_pod(0).running(), make_pod(1))
+    assert one.status is not None
+    assert one.status["phase"] == "Pending"
+    both = plan_of(make_job(), child, make_pod(0).running(), make_pod(1).running())
+    assert both.status is not None
+    assert both.status["phase"] == "Running"
+    first_done = plan_of(make_job(), child, make_pod(0).succeeded(), make_pod(1).running())
+    assert first_done.status is not None
+    assert first_done.status["phase"] == "Running"
+
+
+# ---- progress ----
+
+
+def running(progress_at: float | None = None, step: int = 1) -> JobBuilder:
+    """A running job, with progress written at that moment."""
+    job = make_job().status(planned(Phase.RUNNING))
+    if progress_at is None:
+        return job
+    plan = plan_of(job, make_child(), make_pod().running(), progress=make_progress(step), now=at(progress_at))
+    return make_job().status(plan.status)
+
+
+def reported(job: JobBuilder, step: int, seconds: float) -> Plan:
+    return plan_of(
+        job, make_child(), make_pod().running(), progress=make_progress(step, 1000, loss=0.5), now=at(seconds)
+    )
+
+
+def test_the_first_report_is_written_at_once_with_our_own_time() -> None:
+    plan = reported(running(), 1, 7)
+    assert plan.status is not None
+    assert plan.status["progress"]["step"] == 1
+    assert plan.status["progress"]["updated"] == "2026-01-01T12:00:07Z"
+
+
+def test_the_next_report_is_held_back_and_asks_to_be_looked_at_again() -> None:
+    plan = reported(running(0), 2, 4)
+    assert plan == Plan(requeue_after=timedelta(seconds=11))
+
+
+def test_after_the_interval_the_newest_report_is_written() -> None:
+    plan = reported(running(0), 9, PROGRESS_INTERVAL.total_seconds())
+    assert plan.status is not None
+    assert plan.status["progress"]["step"] == 9
+    assert plan.requeue_after is None
+
+
+def test_a_job_that_reports_every_second_is_written_at_most_every_15_seconds() -> None:
+    job, written = running(0), [0.0]
+    for second in range(1, 601):
+        plan = reported(job, 1 + second, second)
+        if plan.status is not None:
+            written.append(second)
+            job = make_job().status(plan.status)
+    assert written == [15.0 * number for number in range(41)]
+
+
+def test_a_report_that_says_nothing_new_is_no_write_however_old_the_last() -> None:
+    job = make_job().status(reported(running(), 5, 0).status)
+    later = make_progress(5, 1000, loss=0.5, updated=at(3600))
+    assert plan_of(job, make_child(), make_pod().running(), progress=later, now=at(3600)) == Plan()
+
+
+def test_a_transition_does_not_wait_for_the_interval_and_does_not_carry_the_held_report() -> None:
+    plan = plan_of(running(0), make_child().failed_pods(1), make_pod().failed(41), progress=make_progress(3), now=at(2))
+    assert plan.status is not None
+    assert plan.status["phase"] == "Pending"
+    assert plan.status["progress"]["step"] == 1
+
+
+def test_the_end_carries_the_newest_report_when_there_is_no_last_word() -> None:
+    child = make_child().fails(at(2))
+    plan = plan_of(running(0), child, make_pod().failed(137), progress=make_progress(3), now=at(2))
+    assert plan.status is not None
+    assert plan.status["progress"]["step"] == 3
+
+
+def test_the_last_word_counts_more_than_the_newest_report() -> None:
+    word = make_word(ExitCode.COMPLETE, "done", progress=make_progress(100))
+    pod = make_pod().succeeded(word)
+    plan = plan_of(running(0), make_child().complete(at(2)), pod, progress=make_progress(97), now=at(2))
+    assert plan.status is not None
+    assert plan.status["progress"]["step"] == 100
+
+
+def test_a_clock_that_went_back_holds_nothing_back_for_long() -> None:
+    plan = reported(running(3600), 2, 0)
+    assert plan.status is not None
+    assert plan.status["progress"]["updated"] == "2026-01-01T12:00:00Z"
+
+
+def test_progress_stays_while_a_job_is_suspended() -> None:
+    job = JobBuilder(running(0).obj()).suspended()
+    plan = plan_of(job, make_child().suspended())
+    assert plan.status is not None
+    assert plan.status["progress"]["step"] == 1
+
+
+def test_the_status_fits_the_contract() -> None:
+    for phase in Phase:
+        status = planned(phase)
+        assert FineTuneJobStatus.model_validate(status).to_json() == status
+
+
+def test_the_grace_for_last_words_is_short_beside_the_interval_of_progress() -> None:
+    assert timedelta() < LAST_WORDS_GRACE < PROGRESS_INTERVAL

@@ -1,0 +1,80 @@
+"""The relay: it lets through what reaches the leader, and never sends a report round in circles."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+
+from finetune_operator.host.leader import address_in, make_identity
+from finetune_operator.host.settings import OperatorSettings, from_environment
+from finetune_operator.progress.relay import Relay
+
+PATH = "/v1/team/job"
+
+
+def post(*, acts: bool, leader: str, path: str = PATH, **headers: str) -> tuple[int, str, str | None]:
+    """Post to a replica; returns status, text, and when to come again."""
+
+    async def taken(request: web.Request) -> web.Response:
+        return web.Response(text="taken")
+
+    async def run() -> tuple[int, str, str | None]:
+        relay = Relay(lambda: acts, lambda: leader, ssl.create_default_context(), "progress.example")
+        app = web.Application(middlewares=[relay.middleware()])
+        app.add_routes([web.post("/v1/{namespace}/{name}", taken)])
+        async with TestClient(TestServer(app)) as client:
+            answer = await client.post(path, data=b"{}", headers=headers)
+            return answer.status, await answer.text(), answer.headers.get("Retry-After")
+
+    return asyncio.run(run())
+
+
+def test_replica_that_acts_takes_the_report_itself() -> None:
+    assert post(acts=True, leader="127.0.0.1:1")[:2] == (200, "taken")
+
+
+def test_without_a_leader_the_sender_is_told_when_to_come_again() -> None:
+    status, said, again = post(acts=False, leader="")
+    assert (status, again) == (503, "5")
+    assert "no replica leads now" in said
+
+
+def test_report_that_was_relayed_once_is_not_relayed_again() -> None:
+    status, said, _ = post(acts=False, leader="127.0.0.1:1", **{"Finetune-Relayed": "1"})
+    assert (status, "no replica leads now" in said) == (503, True)
+
+
+def test_leader_that_does_not_answer_is_not_waited_for() -> None:
+    status, said, again = post(acts=False, leader="127.0.0.1:1")
+    assert (status, again) == (503, "5")
+    assert "does not answer" in said
+
+
+def test_path_that_is_not_the_protocols_is_not_relayed() -> None:
+    assert post(acts=False, leader="127.0.0.1:1", path="/v2/team/job")[0] == 404
+
+
+@pytest.mark.parametrize("address", ["10.0.0.7:8443", "[fd00::7]:8443", ""])
+def test_address_is_read_back_from_the_identity(address: str) -> None:
+    assert address_in(make_identity("finetune-operator-5d4f", address)) == address
+
+
+@pytest.mark.parametrize(
+    ("pod_ip", "certificate", "address"),
+    [
+        ("10.0.0.7", "tls.crt", "10.0.0.7:8443"),
+        ("fd00::7", "tls.crt", "[fd00::7]:8443"),
+        ("", "tls.crt", ""),
+        ("10.0.0.7", "", ""),
+    ],
+)
+def test_address_is_told_where_there_is_a_progress_server(pod_ip: str, certificate: str, address: str) -> None:
+    given = {"FINETUNE_TRAINER_IMAGE": "trainer", "FINETUNE_POD_IP": pod_ip}
+    if certificate:
+        given |= {"FINETUNE_PROGRESS_CERTIFICATE": certificate, "FINETUNE_PROGRESS_KEY": "tls.key"}
+    settings: OperatorSettings = from_environment(given)
+    assert settings.progress_address() == address
