@@ -7,7 +7,7 @@ ASSETS := build/assets
 PYTHON ?= $(firstword $(foreach v,python3 python3.14 python3.13 python3.12 python3.11,\
 	$(shell $(v) -c 'import sys; print("$(v)" if sys.version_info >= (3, 11) else "")' 2>/dev/null)))
 
-.PHONY: help demo test lint unit trainer integration generate assets lock bench clean
+.PHONY: help demo test lint unit trainer integration prometheus e2e cluster demo-cluster generate assets lock bench clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -30,12 +30,27 @@ unit: $(VENV)/ready ## pure functions; seconds
 trainer: $(VENV)/ready assets ## real training on small models and data, runs killed and resumed
 	$(BIN)/pytest tests/trainer
 
-integration: $(VENV)/ready ## against a real API server; the first run may build it
+integration: $(VENV)/ready prometheus ## against a real API server; the first run may build it
 	$(BIN)/pytest tests/testbed tests/integration
 
-generate: $(VENV)/ready ## what is generated from the models: CRD and reference
+prometheus: ## Debian's package for the integration tests, where it can be had; elsewhere put prometheus and promtool on the PATH
+	@command -v prometheus >/dev/null || \
+		{ [ "$$(id -u)" = 0 ] && apt-get -qq update && apt-get -qq install --no-install-recommends prometheus; } || \
+		echo "no Prometheus: the tests that scrape with it are skipped (and fail under CI)"
+
+e2e: $(VENV)/ready assets ## real pods on a real node; needs root on Linux, else its tests are skipped by name
+	$(BIN)/pytest tests/e2e
+
+cluster: $(VENV)/ready assets ## a Kubernetes with the operator, to try it; as root on Linux with a node that runs pods
+	PYTHONPATH=tests $(BIN)/python scripts/cluster.py
+
+demo-cluster: $(VENV)/ready assets ## the samples, applied with kubectl and trained in pods; root on Linux; minutes
+	PYTHONPATH=tests $(BIN)/python scripts/cluster.py --demo
+
+generate: $(VENV)/ready ## what is generated from the models: CRD, reference, exit codes
 	$(BIN)/python -m finetune_api.crd > manifests/crds/finetunejobs.yaml
 	$(BIN)/python -m finetune_api.reference > docs/reference.md
+	$(BIN)/python -m finetune_api.exit_codes > docs/exit-codes.md
 
 assets: $(VENV)/ready ## the example model and data, by pinned hash
 	$(BIN)/python scripts/fetch_assets.py --dest $(ASSETS)
@@ -46,6 +61,7 @@ bench: $(VENV)/ready assets ## the figures under benchmarks/results; about an ho
 lock: $(VENV)/ready ## the locked requirements
 	echo "uv==$$($(BIN)/uv --version | cut -d' ' -f2)" | $(BIN)/uv pip compile - $(LOCK_OPTIONS) -o requirements/bootstrap.txt
 	$(BIN)/uv pip compile pyproject.toml --extra dev $(LOCK_OPTIONS) -o requirements/dev.txt
+	$(BIN)/uv pip compile pyproject.toml --extra trainer -c requirements/dev.txt $(LOCK_OPTIONS) -o requirements/trainer.txt
 	sed -i.bak '1i # Locked by `make lock`; do not edit.' requirements/*.txt && rm requirements/*.bak
 LOCK_OPTIONS := --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --no-header
 

@@ -6,21 +6,21 @@ import http.client
 import json
 import os
 import secrets
-import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from .audit import POLICY, AuditLog
 from .binaries import Binaries, find
+from .processes import HOST, ServerProcess, reserved_port
 
-HOST = "127.0.0.1"
 START_SECONDS = 120.0
-LOG_TAIL_LINES = 30
+AUDIT_LOG = "audit.log"
 
 
 class ApiServerError(RuntimeError):
@@ -36,24 +36,66 @@ class ApiServer:
     ca_file: Path
     kubeconfig: Path
     binaries: Binaries
+    process: ServerProcess | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the servers keep their files; it goes with them."""
+        return self.kubeconfig.parent
+
+    @property
+    def address(self) -> str:
+        """The address that the server listens on and that its certificate names."""
+        return self.url.removeprefix("https://").rpartition(":")[0]
+
+    @property
+    def key_file(self) -> Path:
+        """The private key of the server's certificate, and of service-account tokens."""
+        return self.ca_file.with_suffix(".key")
+
+    @property
+    def audit(self) -> AuditLog:
+        """What service accounts wrote."""
+        return AuditLog(self.folder / AUDIT_LOG)
 
     @classmethod
     @contextmanager
-    def start(cls, binaries: Binaries | None = None) -> Iterator[ApiServer]:
-        """Start both servers, wait until they are ready, and stop them at the end."""
+    def start(
+        cls,
+        binaries: Binaries | None = None,
+        *,
+        address: str = HOST,
+        users: Sequence[str] = (),
+        flags: Sequence[str] = (),
+    ) -> Iterator[ApiServer]:
+        """Start both servers, wait until they are ready, and stop them at the end.
+
+        The users are further lines of the token file.
+        """
         found = binaries or find()
         with ExitStack() as stack:
             name = stack.enter_context(TemporaryDirectory(prefix="testbed-"))
             folder = Path(name)
-            port = stack.enter_context(_reserved_port())
-            server = _described(folder, port, found)
-            etcd = _Process("etcd", _etcd_command(folder, found), folder)
+            port = stack.enter_context(reserved_port(address))
+            server = _described(folder, address, port, found, users)
+            etcd = ServerProcess("etcd", _etcd_command(folder, found), folder)
             stack.enter_context(etcd.running())
-            command = _apiserver_command(folder, port, found)
-            apiserver = _Process("kube-apiserver", command, folder)
+            command = _apiserver_command(folder, address, port, found)
+            apiserver = ServerProcess("kube-apiserver", [*command, *flags], folder)
             stack.enter_context(apiserver.running())
             _wait_until_ready(server, [etcd, apiserver])
-            yield server
+            yield replace(server, process=apiserver)
+
+    def restart(self) -> None:
+        """Kill the API server and start it anew on the same etcd; returns when it is ready."""
+        if self.process is None:
+            raise RuntimeError("the API server was not started here")
+        self.process.restart()
+        _wait_until_ready(self, [self.process])
+
+    def write_kubeconfig(self, path: Path, token: str, url: str = "") -> None:
+        """Write a kubeconfig for whoever has that token, through another address when one is given."""
+        path.write_text(json.dumps(_kubeconfig(self, token, url or self.url)), encoding="utf-8")
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         """Run kubectl as the administrator, without the caller's own settings."""
@@ -73,75 +115,6 @@ class ApiServer:
         )
 
 
-class _Process:
-    """A server process with its log file."""
-
-    def __init__(self, name: str, command: list[str], folder: Path) -> None:
-        self.name = name
-        self._command = command
-        self._folder = folder
-        self._log = folder / f"{name}.log"
-        self._popen: subprocess.Popen[bytes] | None = None
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Start the process, and kill it at the end: nothing it holds is kept."""
-        with self._log.open("wb") as log:
-            # In a session of its own, an interrupt from the terminal does not
-            # stop etcd before the API server that needs it.
-            popen = subprocess.Popen(
-                self._command,
-                cwd=self._folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self._popen = popen
-        with _killed_with_this_process(popen.pid):
-            try:
-                yield
-            finally:
-                popen.kill()
-        popen.wait()
-
-    def exit_status(self) -> int | None:
-        return None if self._popen is None else self._popen.poll()
-
-    def log_tail(self) -> str:
-        text = self._log.read_text(encoding="utf-8", errors="replace")
-        return "\n".join(text.splitlines()[-LOG_TAIL_LINES:])
-
-
-@contextmanager
-def _killed_with_this_process(pid: int) -> Iterator[None]:
-    """
-    Have a shell kill the process should this one die without cleaning up.
-
-    The shell reads from a pipe that this process alone can write to, so the
-    read ends when this process does, however that happens.
-    """
-    script = 'read -r _; kill -9 "$1"'
-    with subprocess.Popen(
-        ["sh", "-c", script, "sh", str(pid)],
-        stdin=subprocess.PIPE,
-        start_new_session=True,
-    ) as guard:
-        try:
-            yield
-        finally:
-            guard.kill()
-
-
-@contextmanager
-def _reserved_port() -> Iterator[int]:
-    """Hold a free port that the API server can share, so that nobody else gets it."""
-    with socket.socket() as holder:
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        holder.bind((HOST, 0))
-        yield holder.getsockname()[1]
-
-
 def _etcd_command(folder: Path, binaries: Binaries) -> list[str]:
     return [
         str(binaries.etcd),
@@ -159,7 +132,7 @@ def _etcd_client_url(folder: Path) -> str:
     return f"unix://{folder}/etcd.sock"
 
 
-def _apiserver_command(folder: Path, port: int, binaries: Binaries) -> list[str]:
+def _apiserver_command(folder: Path, address: str, port: int, binaries: Binaries) -> list[str]:
     certificates = _certificate_folder(folder)
     # The server makes this key before it reads its service-account keys, and a
     # cluster that lives for minutes needs no second one.
@@ -167,8 +140,8 @@ def _apiserver_command(folder: Path, port: int, binaries: Binaries) -> list[str]
     return [
         str(binaries.kube_apiserver),
         f"--etcd-servers={_etcd_client_url(folder)}",
-        f"--bind-address={HOST}",
-        f"--advertise-address={HOST}",
+        f"--bind-address={address}",
+        f"--advertise-address={address}",
         f"--secure-port={port}",
         "--permit-port-sharing",
         f"--cert-dir={certificates}",
@@ -181,6 +154,10 @@ def _apiserver_command(folder: Path, port: int, binaries: Binaries) -> list[str]
         # A loopback address is no valid endpoint of the kubernetes service.
         "--endpoint-reconciler-type=none",
         "--allow-privileged",
+        # As on OpenShift: an owner reference that blocks deletion needs a right of its own.
+        "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",
+        f"--audit-policy-file={folder / 'audit-policy.yaml'}",
+        f"--audit-log-path={folder / AUDIT_LOG}",
     ]
 
 
@@ -188,36 +165,38 @@ def _certificate_folder(folder: Path) -> Path:
     return folder / "certificates"
 
 
-def _described(folder: Path, port: int, binaries: Binaries) -> ApiServer:
+def _described(folder: Path, address: str, port: int, binaries: Binaries, users: Sequence[str]) -> ApiServer:
     """Write the token file and the kubeconfig, and describe the server to be."""
     token = secrets.token_urlsafe(32)
     tokens = folder / "tokens.csv"
-    tokens.write_text(f'{token},admin,admin,"system:masters"\n', encoding="utf-8")
+    lines = [f'{token},admin,admin,"system:masters"', *users]
+    tokens.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     server = ApiServer(
-        url=f"https://{HOST}:{port}",
+        url=f"https://{address}:{port}",
         token=token,
         ca_file=_certificate_folder(folder) / "apiserver.crt",
         kubeconfig=folder / "kubeconfig",
         binaries=binaries,
     )
     # JSON is YAML, and the standard library writes it.
-    server.kubeconfig.write_text(json.dumps(_kubeconfig(server)), encoding="utf-8")
+    server.write_kubeconfig(server.kubeconfig, token)
+    (folder / "audit-policy.yaml").write_text(json.dumps(POLICY), encoding="utf-8")
     return server
 
 
-def _kubeconfig(server: ApiServer) -> dict[str, object]:
-    cluster = {"server": server.url, "certificate-authority": str(server.ca_file)}
+def _kubeconfig(server: ApiServer, token: str, url: str) -> dict[str, object]:
+    cluster = {"server": url, "certificate-authority": str(server.ca_file)}
     return {
         "apiVersion": "v1",
         "kind": "Config",
         "clusters": [{"name": "testbed", "cluster": cluster}],
-        "users": [{"name": "admin", "user": {"token": server.token}}],
-        "contexts": [{"name": "testbed", "context": {"cluster": "testbed", "user": "admin"}}],
+        "users": [{"name": "user", "user": {"token": token}}],
+        "contexts": [{"name": "testbed", "context": {"cluster": "testbed", "user": "user"}}],
         "current-context": "testbed",
     }
 
 
-def _wait_until_ready(server: ApiServer, processes: list[_Process]) -> None:
+def _wait_until_ready(server: ApiServer, processes: list[ServerProcess]) -> None:
     deadline = time.monotonic() + START_SECONDS
     while True:
         for process in processes:
@@ -257,6 +236,6 @@ def _get(server: ApiServer, path: str) -> tuple[int, str]:
         return response.status, response.read().decode(errors="replace")
 
 
-def _start_error(reason: str, processes: list[_Process]) -> ApiServerError:
+def _start_error(reason: str, processes: list[ServerProcess]) -> ApiServerError:
     logs = [f"--- end of {p.name}'s log ---\n{p.log_tail()}" for p in processes]
     return ApiServerError("\n".join([reason, *logs]))

@@ -1,5 +1,4 @@
-"""
-Find etcd, kube-apiserver and kubectl for the tests, or build them.
+"""Find etcd, kube-apiserver and kubectl for the tests, or build them.
 
 The order is: the folder that KUBEBUILDER_ASSETS names, then what setup-envtest
 has already downloaded, then a build of the Go module beside this file.
@@ -26,7 +25,9 @@ from typing import IO
 GO_MODULE = Path(__file__).parent / "go"
 NAMES = ("etcd", "kube-apiserver", "kubectl")
 # These come with a build only: setup-envtest does not have them.
-BUILT_NAMES = (*NAMES, "kube-controller-manager", "kube-scheduler")
+CONTROL_PLANE_NAMES = (*NAMES, "kube-controller-manager", "kube-scheduler")
+NODE_NAMES = ("kubelet", "kube-proxy") if sys.platform == "linux" else ()
+BUILT_NAMES = (*CONTROL_PLANE_NAMES, *NODE_NAMES)
 PROGRAM = "testbed"
 PROGRESS_SECONDS = 30.0
 
@@ -49,7 +50,7 @@ class BuildFailedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Binaries:
-    """The folder that holds the three programs, and how it was found."""
+    """The folder that holds the programs, and how it was found."""
 
     folder: Path
     origin: str
@@ -67,14 +68,15 @@ class Binaries:
         return self.folder / "kubectl"
 
 
-def find() -> Binaries:
-    """Return the programs, building them first when nothing else has them."""
+def find(names: tuple[str, ...] = NAMES) -> Binaries:
+    """Return the programs, building them first when nothing else has them all."""
     if assets := os.environ.get("KUBEBUILDER_ASSETS"):
         folder = Path(assets).absolute()
         if missing := _missing_from(folder):
             raise BrokenAssetsError(f"KUBEBUILDER_ASSETS={assets} lacks {', '.join(missing)}")
-        return Binaries(folder, FROM_ENVIRONMENT)
-    if envtest := _newest_envtest():
+        if not _missing_from(folder, names):
+            return Binaries(folder, FROM_ENVIRONMENT)
+    elif (envtest := _newest_envtest()) and not _missing_from(envtest, names):
         return Binaries(envtest, FROM_ENVTEST)
     return Binaries(_built(), FROM_BUILD)
 
@@ -124,7 +126,7 @@ def _go_architecture() -> str:
 
 def _built() -> Path:
     """Return the folder of the built programs, building them at most once."""
-    folder = _cache() / _source_hash()
+    folder = cache() / _source_hash()
     if not _missing_from(folder, BUILT_NAMES):
         return folder
     go = shutil.which("go")
@@ -142,14 +144,15 @@ def _built() -> Path:
     return folder
 
 
-def _cache() -> Path:
+def cache() -> Path:
+    """Where what is made once is kept."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "finetune-operator" / "testbed"
 
 
 def _source_hash() -> str:
     digest = hashlib.sha256()
-    for path in (GO_MODULE / "go.mod", GO_MODULE / "go.sum", GO_MODULE / "main.go"):
+    for path in sorted(GO_MODULE.glob("*.*")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

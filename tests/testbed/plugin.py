@@ -1,36 +1,70 @@
-"""The pytest fixture that gives the tests one API server per session."""
+"""The pytest fixtures that give the tests one API server, or one whole cluster, per session."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import pytest
 
 from .apiserver import ApiServer
-from .binaries import Binaries, BinariesUnavailableError, find
+from .binaries import BUILT_NAMES, NAMES, Binaries, BinariesUnavailableError, find
+from .cluster import Cluster, Namespace
+from .operator_process import OperatorProcess
 
 
 @pytest.fixture(scope="session")
 def api_server(pytestconfig: pytest.Config) -> Iterator[ApiServer]:
     """Run a real API server; skip only where its programs cannot be had."""
+    with ApiServer.start(_found(pytestconfig, NAMES)) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def cluster(pytestconfig: pytest.Config) -> Iterator[Cluster]:
+    """Run a control plane with a node that is played; skip only where its programs cannot be had."""
+    with Cluster.start(_found(pytestconfig, BUILT_NAMES)) as started:
+        yield started
+
+
+@pytest.fixture
+def namespace(cluster: Cluster) -> Namespace:
+    """A namespace of the test's own."""
+    return cluster.namespace()
+
+
+@pytest.fixture(scope="module")
+def operator(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[OperatorProcess]:
+    """The operator of a module's tests, with the module's OPERATOR_SETTINGS."""
+    settings = getattr(request.module, "OPERATOR_SETTINGS", {})
+    cluster.release_lease()
+    with OperatorProcess(cluster.server, f"operator-{request.module.__name__}", **settings).running() as process:
+        yield process
+        assert process.terminate() == 0, process.log()
+        assert "Traceback" not in process.log()
+
+
+@pytest.fixture
+def start_operator(cluster: Cluster) -> Callable[..., AbstractContextManager[OperatorProcess]]:
+    """Starts one more replica, as a with block."""
+
+    def start(identity: str, *, leading: bool = True, **settings: str | int) -> AbstractContextManager[OperatorProcess]:
+        return OperatorProcess(cluster.server, identity, **settings).running(leading=leading)
+
+    return start
+
+
+def _found(config: pytest.Config, names: tuple[str, ...]) -> Binaries:
+    capture = config.pluginmanager.getplugin("capturemanager")
     try:
-        binaries = _found(pytestconfig)
+        if capture is None:
+            return find(names)
+        # A build takes minutes, and its progress must be seen meanwhile.
+        with capture.global_and_fixture_disabled():
+            return find(names)
     except BinariesUnavailableError as error:
-        reason = f"api_server: {error}"
-    else:
-        with ApiServer.start(binaries) as server:
-            yield server
-        return
+        reason = f"a real API server: {error}"
     if os.environ.get("CI", "").lower() in ("true", "1"):
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
-
-
-def _found(config: pytest.Config) -> Binaries:
-    capture = config.pluginmanager.getplugin("capturemanager")
-    if capture is None:
-        return find()
-    # A build takes minutes, and its progress must be seen meanwhile.
-    with capture.global_and_fixture_disabled():
-        return find()

@@ -1,0 +1,189 @@
+"""Why a job does not run or has failed, each as a real control plane shows it: one reason, and what to do about it."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+
+from operator_jobs import events_of, job, last_words
+from testbed.client import Object, eventually
+from testbed.cluster import Cluster, Namespace
+from testbed.operator_process import OperatorProcess
+
+pytest_plugins = ["testbed.plugin"]
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("operator")]
+
+RECONCILES = "controller_runtime_reconcile_total"
+
+
+def has_reconciled(operator: OperatorProcess, before: float) -> bool:
+    return operator.metric(RECONCILES) > before
+
+
+def fail(
+    cluster: Cluster, namespace: Namespace, name: str, exit_code: int, *, reason: str = "", message: str | Object = ""
+) -> str:
+    """Have the job's one pod run and end; returns the pod's name."""
+    pod = namespace.bound_pod(name)
+    cluster.kubelet.run(pod)
+    cluster.kubelet.end(pod, exit_code, reason=reason, message=message)
+    return str(pod["metadata"]["name"])
+
+
+def test_job_that_no_node_can_take_is_unschedulable_in_the_schedulers_words(
+    cluster: Cluster, namespace: Namespace
+) -> None:
+    namespace.apply(job(resources={"gpusPerNode": 1}), "gpu")
+    waits = namespace.until("gpu", "Reconciling", "Unschedulable")
+    [pod] = eventually(lambda: namespace.pods("gpu"), "the pod")
+    said = next(entry for entry in pod["status"]["conditions"] if entry["type"] == "PodScheduled")["message"]
+    assert "Insufficient nvidia.com/gpu" in said
+    assert waits["message"] == f"{pod['metadata']['name']}: {said}"
+    status = namespace.job("gpu")["status"]
+    assert (status["phase"], namespace.condition("gpu", "Running")["reason"]) == ("Pending", "Unschedulable")
+
+
+def test_image_that_cannot_be_pulled_is_named_and_said_once(
+    cluster: Cluster, namespace: Namespace, operator: OperatorProcess
+) -> None:
+    namespace.apply(job(), "imageless")
+    pod = namespace.bound_pod("imageless")
+    cluster.kubelet.wait(pod, "ErrImagePull", "rpc error: not found")
+    waits = namespace.until("imageless", "Reconciling", "ImagePullFailed")
+    assert "trainer:test" in waits["message"]
+    written = namespace.job("imageless")["metadata"]["resourceVersion"]
+    for reason in ("ImagePullBackOff", "ErrImagePull", "ImagePullBackOff"):  # as a kubelet alternates
+        looked_at = operator.metric(RECONCILES)
+        cluster.kubelet.wait(pod, reason, f"back-off: {reason}")
+        eventually(partial(has_reconciled, operator, looked_at), "the operator has looked at it")
+    assert namespace.job("imageless")["metadata"]["resourceVersion"] == written
+    cluster.kubelet.run(pod)  # somebody has pushed it
+    namespace.until("imageless", "Running")
+
+
+def test_out_of_memory_is_told_by_the_kernels_word(cluster: Cluster, namespace: Namespace) -> None:
+    namespace.apply(job(backoffLimit=0), "hungry")
+    pod = fail(cluster, namespace, "hungry", 137, reason="OOMKilled")
+    failed = namespace.until("hungry", "Failed", "OutOfMemory")
+    assert failed["message"].startswith(f"{pod} used more than its memory limit")
+    assert "spec.resources.memory" in failed["message"]
+
+
+def test_out_of_memory_is_told_by_the_exit_code_alone(cluster: Cluster, namespace: Namespace) -> None:
+    namespace.apply(job(backoffLimit=0), "killed")
+    pod = fail(cluster, namespace, "killed", 137)
+    failed = namespace.until("killed", "Failed", "OutOfMemory")
+    assert f"{pod} was killed (exit code 137)" in failed["message"]
+
+
+def test_invalid_data_fails_after_exactly_one_pod(cluster: Cluster, namespace: Namespace) -> None:
+    namespace.apply(job(backoffLimit=3), "bad-data")
+    fail(
+        cluster,
+        namespace,
+        "bad-data",
+        11,
+        message=last_words(11, "DataInvalid", "row 7 has no label", hint="give it one"),
+    )
+    failed = namespace.until("bad-data", "Failed", "DataInvalid")
+    assert failed["message"] == "row 7 has no label; give it one"
+    assert len(namespace.pods("bad-data")) == 1
+    status = namespace.job("bad-data")["status"]
+    assert (status["phase"], "completionTime" in status, "result" in status) == ("Failed", True, False)
+    assert namespace.condition("bad-data", "Stalled")["status"] == "True"
+    assert namespace.condition("bad-data", "Ready")["status"] == "False"
+    eventually(lambda: events_of(namespace, "bad-data") == ["Running", "DataInvalid"], "an Event a transition")
+
+
+def test_non_finite_loss_fails_at_once_though_the_trainer_could_not_write_last_words(
+    cluster: Cluster, namespace: Namespace
+) -> None:
+    namespace.apply(job(), "diverged")
+    pod = fail(cluster, namespace, "diverged", 15, message="... the end of a log ...")
+    failed = namespace.until("diverged", "Failed", "NonFiniteLoss")
+    assert failed["message"].startswith(f"{pod}: Loss, gradient or weights became infinite or NaN")
+    assert len(namespace.pods("diverged")) == 1
+
+
+@pytest.fixture(scope="module")
+def failed_once(cluster: Cluster, operator: OperatorProcess) -> Namespace:
+    """Three jobs whose first pod has ended; the Job controller waits ten seconds before it makes another."""
+    namespace = cluster.namespace()
+    for name, tries in (("moved", 0), ("drained", 0), ("unlucky", 1)):
+        namespace.apply(job(backoffLimit=tries), name)
+    moved = namespace.bound_pod("moved")
+    cluster.kubelet.run(moved)
+    namespace.until("moved", "Running")
+    cluster.kubelet.evict(moved)
+    fail(cluster, namespace, "drained", 143, message=last_words(143, "Stopped", "saved step 5"))
+    fail(cluster, namespace, "unlucky", 41)
+    waits = namespace.until("unlucky", "Reconciling", "NetworkUnavailable", seconds=5)
+    assert waits["message"].endswith("waiting for the next try")
+    return namespace
+
+
+def test_evicted_pod_does_not_count_and_is_replaced(cluster: Cluster, failed_once: Namespace) -> None:
+    waits = failed_once.until("moved", "Reconciling")
+    assert waits["reason"] in ("Preempted", "PodsPending")
+    second = failed_once.bound_pod("moved")
+    cluster.kubelet.run(second)
+    failed_once.until("moved", "Running")
+    cluster.kubelet.end(second, 0)
+    failed_once.until("moved", "Complete")
+    assert len(failed_once.pods("moved")) == 2
+    eventually(lambda: events_of(failed_once, "moved") == ["Running", "Running", "Complete"], "an Event a transition")
+
+
+def test_graceful_stop_does_not_count_either(cluster: Cluster, failed_once: Namespace) -> None:
+    pod = failed_once.bound_pod("drained")
+    cluster.kubelet.run(pod)
+    cluster.kubelet.end(pod, 0)
+    failed_once.until("drained", "Complete")
+
+
+def test_failures_that_may_pass_are_retried_until_the_limit_and_the_last_is_told(
+    cluster: Cluster, failed_once: Namespace
+) -> None:
+    second = fail(cluster, failed_once, "unlucky", 40)
+    failed = failed_once.until("unlucky", "Failed", "StorageFull")
+    assert failed["message"].startswith(f"{second}: The disk is full")
+    assert failed_once.job("unlucky")["status"]["restarts"] >= 1
+    assert len(failed_once.pods("unlucky")) == 2
+
+
+def test_deadline_is_kept_by_the_job_controller_and_named(cluster: Cluster, namespace: Namespace) -> None:
+    namespace.apply(job(activeDeadlineSeconds=2), "slow")
+    cluster.kubelet.run(namespace.bound_pod("slow"))
+    failed = namespace.until("slow", "Failed", "DeadlineExceeded")
+    assert "spec.activeDeadlineSeconds" in failed["message"]
+    eventually(lambda: all(pod["status"]["phase"] != "Running" for pod in namespace.pods("slow")), "its pod stops")
+
+
+def test_missing_secret_is_named_while_the_pod_waits(cluster: Cluster, namespace: Namespace) -> None:
+    secrets = [{"name": "HF_TOKEN", "secret": "hub", "key": "token"}]
+    namespace.apply(job(pod={"envFromSecrets": secrets}), "secretless")
+    pod = namespace.bound_pod("secretless")
+    cluster.kubelet.wait(pod, "CreateContainerConfigError", 'secret "hub" not found')
+    waits = namespace.until("secretless", "Reconciling", "PodConfigInvalid")
+    assert 'secret "hub" not found' in waits["message"]
+    assert "spec.pod.envFromSecrets" in waits["message"]
+
+
+def test_child_that_the_api_server_refuses_is_told_with_its_words_and_made_when_it_may_be(
+    cluster: Cluster, namespace: Namespace
+) -> None:
+    quota = {"metadata": {"name": "none"}, "spec": {"hard": {"count/jobs.batch": "0"}}}
+    cluster.client.create(namespace.path("resourcequotas"), quota)
+    used = lambda: "hard" in cluster.client.get(namespace.path("resourcequotas", "none"))["status"]  # noqa: E731
+    eventually(used, "the quota is counted")
+    namespace.apply(job(), "over-quota")
+    refused = namespace.until("over-quota", "Reconciling", "ChildRefused")
+    assert "exceeded quota: none" in refused["message"]
+    cluster.client.delete(namespace.path("resourcequotas", "none"))
+    namespace.bound_pod("over-quota")
+    namespace.until("over-quota", "Reconciling", "PodsPending")
+
+
+def test_failure_of_the_cluster_leaves_no_traceback(operator: OperatorProcess) -> None:
+    assert "Traceback" not in operator.log()

@@ -1,0 +1,139 @@
+"""The operator's rights: what its RBAC grants it uses, every bit of it, and nothing it needs is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import yaml
+
+from operator_jobs import job, pod_token, report, report_path
+from testbed.audit import Write
+from testbed.client import Object, eventually
+from testbed.cluster import Cluster, Namespace
+from testbed.operator_process import ACCOUNT, NAMESPACE, RBAC, OperatorProcess
+
+pytest_plugins = ["testbed.plugin"]
+pytestmark = pytest.mark.integration
+
+USER = f"system:serviceaccount:{NAMESPACE}:{ACCOUNT}"
+NOT_REQUESTED = {
+    # Asked for by admission when an owner reference blocks deletion; no request of its own.
+    ("update", "finetunejobs/finalizers"),
+    # No job of this release has several nodes; test_operator_changes sends the Service with the operator's token.
+    ("create", "services"),
+}
+
+
+def granted() -> Iterator[tuple[str, str]]:
+    for path in RBAC.glob("*role.yaml"):
+        for rule in yaml.safe_load(path.read_text())["rules"]:
+            yield from ((verb, resource) for verb in rule["verbs"] for resource in rule["resources"])
+
+
+def requests(cluster: Cluster) -> list[Write]:
+    return [request for request in cluster.server.audit.everything() if request.user == USER]
+
+
+@pytest.fixture(scope="module")
+def everything(cluster: Cluster, operator: OperatorProcess) -> Namespace:
+    """Every kind of thing that the operator does, at least once."""
+    namespace = cluster.namespace()
+    expire(cluster, namespace, operator)
+    namespace.apply(job(), "held")
+    namespace.bound_pod("held")
+    cluster.client.patch(namespace.job_path("held"), {"spec": {"suspend": True}})
+    namespace.until("held", "Suspended")
+    delete_a_queued_job(cluster, namespace)
+    meet_a_foreign_job(cluster, namespace)
+    return namespace
+
+
+def expire(cluster: Cluster, namespace: Namespace, operator: OperatorProcess) -> None:
+    """A job with a claim of its own reports, ends, and is deleted after its time to live."""
+    namespace.volume("models", make_claim=False)
+    output = {"uri": "pvc://models/tuned", "createClaim": {"size": "1Gi"}}
+    namespace.apply(job(output=output, ttlSecondsAfterFinished=1), "brief")
+    pod = namespace.bound_pod("brief")
+    cluster.kubelet.run(pod)
+    namespace.until("brief", "Running")
+    assert operator.report(report_path(namespace, "brief"), report(1), pod_token(cluster, namespace, pod)) == 200
+    cluster.kubelet.end(pod, 0)
+    gone = lambda: cluster.client.find(namespace.job_path("brief")) is None  # noqa: E731
+    eventually(gone, "the job is deleted after its time to live")
+
+
+def delete_a_queued_job(cluster: Cluster, namespace: Namespace) -> None:
+    """A Job under a queue cannot be suspended by anybody but the queue: it is deleted."""
+    namespace.apply(job(queueName="research"), "queued")
+    namespace.until("queued", "Queued")
+    cluster.client.patch(namespace.job_path("queued"), {"spec": {"suspend": True}})
+    namespace.until("queued", "Suspended")
+    eventually(lambda: cluster.client.find(namespace.child_path("queued")) is None, "the queued Job is deleted")
+
+
+def meet_a_foreign_job(cluster: Cluster, namespace: Namespace) -> None:
+    """The Job is read, and so is the FineTuneJob when somebody else's writes make the operator's own conflict."""
+    template = {"spec": {"restartPolicy": "Never", "containers": [{"name": "main", "image": "none"}]}}
+    foreign = {"metadata": {"name": "taken"}, "spec": {"suspend": True, "template": template}}
+    cluster.client.create(namespace.child_path(), foreign)
+    namespace.apply(job(), "taken")
+    namespace.until("taken", "Reconciling", "ChildNameTaken")
+
+    def conflicted() -> bool:
+        for value in range(20):
+            cluster.client.patch(namespace.job_path("taken"), {"spec": {"ttlSecondsAfterFinished": value + 100}})
+        return any(r.verb == "get" and r.resource == "finetunejobs" for r in requests(cluster))
+
+    eventually(conflicted, "a conflict", 30)
+
+
+@pytest.mark.usefixtures("everything")
+def test_every_right_is_used(cluster: Cluster) -> None:
+    used = {(request.verb, request.resource) for request in requests(cluster) if request.code < 400}
+    assert set(granted()) - used - NOT_REQUESTED == set()
+
+
+@pytest.mark.usefixtures("everything")
+def test_no_right_was_missing_in_the_whole_session(cluster: Cluster) -> None:
+    """What was forbidden, was so by a quota or by an API server that was just starting, not by RBAC."""
+    forbidden = {
+        (request.verb, request.resource, request.group, request.namespace, request.name)
+        for request in requests(cluster)
+        if request.code in (401, 403)
+    }
+    assert not [attributes for attributes in forbidden if not is_allowed(cluster, *attributes)]
+
+
+def is_allowed(
+    cluster: Cluster, verb: str, resource: str, group: str, namespace: str = "default", name: str = ""
+) -> bool:
+    plural, _, subresource = resource.partition("/")
+    attributes = {
+        "verb": verb,
+        "group": group,
+        "resource": plural,
+        "subresource": subresource,
+        "namespace": namespace,
+        "name": name,
+    }
+    review: Object = {"spec": {"user": USER, "resourceAttributes": attributes}}
+    answer = cluster.client.create("/apis/authorization.k8s.io/v1/subjectaccessreviews", review)
+    return bool(answer["status"]["allowed"])
+
+
+@pytest.mark.parametrize(
+    ("verb", "resource", "group"),
+    [
+        ("get", "secrets", ""),
+        ("create", "pods", ""),
+        ("delete", "pods", ""),
+        ("create", "pods/exec", ""),
+        ("delete", "persistentvolumeclaims", ""),
+        ("update", "finetunejobs", "finetune-operator.io"),
+        ("create", "clusterrolebindings", "rbac.authorization.k8s.io"),
+        ("create", "serviceaccounts/token", ""),
+    ],
+)
+def test_what_it_does_not_need_it_may_not(cluster: Cluster, verb: str, resource: str, group: str) -> None:
+    assert not is_allowed(cluster, verb, resource, group)

@@ -1,0 +1,121 @@
+"""Plays the kubelet where no node is: a Node that pods are really bound to, and their statuses patched by hand.
+
+No container runs. It stands in for the one part of Kubernetes that needs root and Linux, and says so in its name;
+the tests on a real node are the proof of what a kubelet does.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from http.client import HTTPException
+from typing import Any
+
+from .client import STRATEGIC_PATCH, Client, Object, RequestError
+
+NODE = "played-node"
+_NODE_PATH = f"/api/v1/nodes/{NODE}"
+_CAPACITY = {"cpu": "64", "memory": "256Gi", "pods": "5000", "ephemeral-storage": "1Ti"}
+_POLL_SECONDS = 0.2
+_GRACEFUL_STOP = 143
+
+
+class PlayedKubelet:
+    """Reports for a node on which nothing runs."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._stop = threading.Event()
+
+    @contextmanager
+    def running(self) -> Iterator[PlayedKubelet]:
+        """Have the node, and honour deletions, for as long as the with block."""
+        self._add_node()
+        thread = threading.Thread(target=self._honour_deletions, daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._stop.set()
+            thread.join()
+
+    def run(self, pod: Object, address: str = "") -> None:
+        """The container runs, and the pod has an address if one is given."""
+        self._report(pod, "Running", {"running": {"startedAt": _now()}}, ready=True, address=address)
+
+    def wait(self, pod: Object, reason: str, message: str) -> None:
+        """The container cannot be started."""
+        self._report(pod, "Pending", {"waiting": {"reason": reason, "message": message}})
+
+    def end(self, pod: Object, exit_code: int, *, reason: str = "", message: str | Object = "") -> None:
+        """The container has ended, with this as its termination message."""
+        terminated = {
+            "exitCode": exit_code,
+            "reason": reason or ("Error" if exit_code else "Completed"),
+            "message": message if isinstance(message, str) else json.dumps(message),
+            "startedAt": _now(),
+            "finishedAt": _now(),
+        }
+        self._report(pod, "Failed" if exit_code else "Succeeded", {"terminated": terminated})
+
+    def evict(self, pod: Object) -> None:
+        """The node needs the pod's place."""
+        disrupted = {"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet"}
+        status = {"phase": "Failed", "reason": "Evicted", "conditions": [disrupted]}
+        self._client.patch(f"{_path(pod)}/status", {"status": status}, STRATEGIC_PATCH)
+
+    def _report(self, pod: Object, phase: str, state: Object, *, ready: bool = False, address: str = "") -> None:
+        [container] = pod["spec"]["containers"]
+        status: Object = {
+            "phase": phase,
+            "conditions": [{"type": "Ready", "status": str(ready)}],
+            "containerStatuses": [
+                {
+                    "name": container["name"],
+                    "image": container["image"],
+                    "imageID": "",
+                    "ready": ready,
+                    "restartCount": 0,
+                    "state": state,
+                }
+            ],
+        }
+        if address:
+            status |= {"podIP": address, "podIPs": [{"ip": address}]}
+        self._client.patch(f"{_path(pod)}/status", {"status": status}, STRATEGIC_PATCH)
+
+    def _add_node(self) -> None:
+        self._client.create("/api/v1/nodes", {"metadata": {"name": NODE, "labels": {"kubernetes.io/hostname": NODE}}})
+        ready = {"type": "Ready", "status": "True", "reason": "Played", "message": "no kubelet is behind this node"}
+        status: dict[str, Any] = {"capacity": _CAPACITY, "allocatable": _CAPACITY, "conditions": [ready]}
+        self._client.patch(f"{_NODE_PATH}/status", {"status": status})
+        # Every new node is tainted as not ready until its kubelet reports.
+        self._client.patch(_NODE_PATH, {"spec": {"taints": None}})
+
+    def _honour_deletions(self) -> None:
+        while not self._stop.wait(_POLL_SECONDS):
+            with suppress(OSError, HTTPException, RequestError):  # a test may start the API server anew
+                for pod in self._client.items(f"/api/v1/pods?fieldSelector=spec.nodeName={NODE}"):
+                    if "deletionTimestamp" in pod["metadata"]:
+                        self._end_deleted(pod)
+
+    def _end_deleted(self, pod: Object) -> None:
+        """As a kubelet: the container gets its signal and stops, then the pod may go."""
+        try:
+            if pod["status"]["phase"] not in ("Succeeded", "Failed"):
+                self.end(pod, _GRACEFUL_STOP)
+            self._client.delete(_path(pod), {"gracePeriodSeconds": 0})
+        except RequestError:
+            return  # gone meanwhile, or the next round sees it again
+
+
+def _path(pod: Object) -> str:
+    metadata = pod["metadata"]
+    return f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,63 @@
+"""A cluster with a real node: the control plane of the test bed, containerd and a kubelet, and the trainer's image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from . import node_images, node_machine, node_slot
+from .apiserver import ApiServer
+from .binaries import BUILT_NAMES, find
+from .client import Client
+from .cluster import LEASE, Namespace, make_namespace
+from .controllers import controllers
+from .node_containerd import Containerd, Lent
+from .node_kubelet import Credentials, Kubelet
+from .node_namespaces import NodeNamespaces
+from .operator_process import OperatorProcess, install
+
+
+@dataclass(frozen=True)
+class NodeCluster:
+    """Everything but the operator, with one node on which pods really run."""
+
+    server: ApiServer
+    client: Client
+    slot: node_slot.Slot
+
+    @classmethod
+    @contextmanager
+    def start(cls) -> Iterator[NodeCluster]:
+        """Start all of it; stop and remove it at the end. Raises NodeUnavailableError."""
+        node_machine.ensure_programs()
+        binaries = find(BUILT_NAMES)
+        images = node_images.archives()
+        lent = Lent(node_images.libraries(), node_images.LIBRARIES)
+        with ExitStack() as stack:
+            slot = stack.enter_context(node_slot.taken())
+            # First, because the API server listens at the host's end of the node's link.
+            namespaces = stack.enter_context(NodeNamespaces(slot).running())
+            credentials = Credentials.make(slot.folder)
+            server = stack.enter_context(
+                ApiServer.start(binaries, address=slot.host_address, users=[credentials.user], flags=credentials.flags)
+            )
+            install(server)
+            stack.enter_context(controllers(server, real_nodes=True))
+            containerd = stack.enter_context(Containerd(slot, namespaces, node_images.PAUSE_IMAGE, [lent]).running())
+            for archive in images:
+                containerd.import_image(archive)
+            stack.enter_context(Kubelet(slot, namespaces, containerd.endpoint).running(server, credentials))
+            yield cls(server, Client(server), slot)
+
+    def namespace(self, name: str) -> Namespace:
+        """A new namespace under the restricted Pod Security Standard, where pods can be made."""
+        return make_namespace(name, self)
+
+    def release_lease(self) -> None:
+        """Have the next operator lead at once, when no other runs."""
+        self.client.delete(LEASE)
+
+    def operator(self, identity: str = "operator", **settings: str | int) -> OperatorProcess:
+        """A replica whose training pods run the trainer's image."""
+        return OperatorProcess(self.server, identity, **{"trainer_image": node_images.TRAINER_IMAGE, **settings})
