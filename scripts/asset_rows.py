@@ -1,5 +1,4 @@
-"""
-Turn the rating and question files of the example data into clean, unique rows with a fixed split.
+"""Turn the rating and question files of the example data into clean, unique rows with a fixed split.
 
 Pure functions only: fetch_assets.py does the reading and writing.
 """

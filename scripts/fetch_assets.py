@@ -1,5 +1,4 @@
-"""
-Fetch the small model and the data sets of the examples and benchmarks, and check every byte by hash.
+"""Fetch the small model and the data sets of the examples and benchmarks, and check every byte by hash.
 
 Run `python scripts/fetch_assets.py --dest build/assets`, one run at a time for a destination. It needs only
 the standard library and pip. What is there and valid is kept: a second run touches no network.

@@ -1,0 +1,73 @@
+"""The cluster with a real node that the end-to-end tests share, and an operator for each module."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from e2e.jobs import Team
+from testbed.binaries import BinariesUnavailableError
+from testbed.node import NodeCluster
+from testbed.node_machine import NodeUnavailableError, why_impossible
+from testbed.operator_process import OperatorProcess
+
+ASSETS = Path(__file__).resolve().parents[2] / "build" / "assets"
+
+
+@pytest.fixture(scope="session")
+def node_cluster(pytestconfig: pytest.Config) -> Iterator[NodeCluster]:
+    """Run a control plane with a real node; skip where none can run, by name."""
+    if reason := why_impossible():
+        pytest.skip(reason)
+    if not (ASSETS / "models").exists():
+        pytest.fail("build/assets is missing: run `make assets`", pytrace=False)
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+    with ExitStack() as stack:
+        try:
+            # Images and programs take minutes to build, and their progress must be seen meanwhile.
+            with capture.global_and_fixture_disabled() if capture else ExitStack():
+                cluster = stack.enter_context(NodeCluster.start())
+        except (NodeUnavailableError, BinariesUnavailableError) as error:
+            if os.environ.get("CI", "").lower() in ("true", "1"):
+                pytest.fail(str(error), pytrace=False)
+            pytest.skip(str(error))
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def operator(node_cluster: NodeCluster, request: pytest.FixtureRequest) -> Iterator[OperatorProcess]:
+    """The operator of a module's tests, with the module's OPERATOR_SETTINGS."""
+    settings = getattr(request.module, "OPERATOR_SETTINGS", {})
+    node_cluster.release_lease()
+    with node_cluster.operator(request.module.__name__.rpartition(".")[2], **settings).running() as process:
+        yield process
+        assert process.terminate() == 0, process.log()
+        assert "Traceback" not in process.log()
+
+
+_NUMBERS = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model of 30,000 random weights, whose steps take milliseconds."""
+    from trainer.tiny import make_model
+
+    folder = tmp_path_factory.mktemp("tiny-models")
+    make_model(folder / "bert")
+    for path in (folder, folder / "bert" / "model.safetensors"):  # pods do not run as root
+        path.chmod(0o755)
+    return folder
+
+
+@pytest.fixture
+def team(node_cluster: NodeCluster, tmp_path: Path, tiny_models: Path) -> Iterator[Team]:
+    """A namespace of the test's own, with volumes; at the end its pods leave the node."""
+    made = Team.make(node_cluster, f"team-{next(_NUMBERS)}", tmp_path, ASSETS, tiny_models)
+    yield made
+    made.delete()
