@@ -1,5 +1,4 @@
-"""
-Do bottleneck adapters come close to full tuning? Movie reviews, MiniLM, three seeds each.
+"""Do bottleneck adapters come close to full tuning? Movie reviews, MiniLM, three seeds each.
 
 Usage: python benchmarks/adapter_vs_full.py [--seeds 1 2 3]
 """

@@ -10,13 +10,13 @@ import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from finetune_api.documents import write_document
 from finetune_api.run import Termination
 from finetune_api.v1alpha1.status import Result
 
@@ -47,7 +47,7 @@ def run_job(spec: dict[str, Any], name: str) -> Measured:
     }
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "job.yaml")
-        path.write_text(yaml.safe_dump(manifest))
+        path.write_text(write_document(manifest))
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         command = ["finetune", "run", str(path), "--volume", f"examples={ASSETS}", "--work-dir", scratch]
         subprocess.run(
@@ -74,13 +74,21 @@ def _training_seconds(progress: Path) -> float:
     return (datetime.fromisoformat(last["time"]) - datetime.fromisoformat(steps[0]["time"])).total_seconds()
 
 
-def machine() -> dict[str, Any]:
-    """What figures were measured on."""
+def machine(packages: Iterable[str] = _PACKAGES) -> dict[str, Any]:
+    """What figures were measured on, and the command that made them."""
     cpu = next(
         (line.split(":")[1].strip() for line in _cpu_info() if line.startswith("model name")), platform.processor()
     )
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version(), **versions}
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    threads = f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} " if "OMP_NUM_THREADS" in os.environ else ""
+    command = f"{threads}python benchmarks/{' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])}"
+    return {
+        "command": command,
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        **versions,
+    }
 
 
 def write_results(name: str, figures: dict[str, Any]) -> Path:

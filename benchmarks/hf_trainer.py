@@ -1,5 +1,4 @@
-"""
-The reference: the same training with Hugging Face's Trainer and its defaults, in a process of its own.
+"""The reference: the same training with Hugging Face's Trainer and its defaults, in a process of its own.
 
 Usage: python benchmarks/hf_trainer.py DATA_DIRECTORY MODEL_DIRECTORY EPOCHS LEARNING_RATE
 Prints one JSON object: seconds of training, accuracy after.

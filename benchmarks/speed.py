@@ -1,5 +1,4 @@
-"""
-How fast is full tuning beside Hugging Face's Trainer with its defaults? The same rows, model, epochs and batch size.
+"""How fast is full tuning beside Hugging Face's Trainer with its defaults? The same rows, model, epochs and batch size.
 
 Usage: python benchmarks/speed.py [--pairs 3]
 Both take turns. Seconds are of training alone: without start, evaluation and export.
