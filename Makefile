@@ -17,7 +17,7 @@ demo: $(VENV)/ready assets ## tune a real model on real tweets, with adapters an
 	$(BIN)/finetune run manifests/samples/sentiment-adapter.yaml manifests/samples/sentiment-full.yaml \
 		--volume examples=$(ASSETS) --volume models=build/models --work-dir build/demo
 
-test: lint unit trainer integration ## everything that CI runs
+test: lint unit trainer integration e2e ## everything that CI runs
 
 lint: $(VENV)/ready ## style, types and generated files
 	$(BIN)/ruff check .
