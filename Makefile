@@ -56,7 +56,10 @@ assets: $(VENV)/ready ## the example model and data, by pinned hash
 	$(BIN)/python scripts/fetch_assets.py --dest $(ASSETS)
 
 bench: $(VENV)/ready assets ## the figures under benchmarks/results; about an hour
-	$(BIN)/python benchmarks/adapter_vs_full.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/adapter_vs_full.py
+	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/plan_speed.py
+	for part in create hold progress progress-kept; do $(BIN)/python benchmarks/operator_scale.py $$part || exit; done
 
 lock: $(VENV)/ready ## the locked requirements
 	echo "uv==$$($(BIN)/uv --version | cut -d' ' -f2)" | $(BIN)/uv pip compile - $(LOCK_OPTIONS) -o requirements/bootstrap.txt
