@@ -71,7 +71,9 @@ class MemoryCluster:
         stored = self._found(resource, namespace, name)
         _check_preconditions(stored, body.get("metadata", {}))
         part = subresource or "spec"
-        return self.change(resource, stored, lambda new: new.update({part: _merged(new.get(part), body[part])}))
+        return self.change(
+            resource, stored, lambda new: new.update({part: apply_merge_patch(new.get(part), body[part])})
+        )
 
     async def delete(
         self,
@@ -188,8 +190,8 @@ def _copy(body: KubernetesObject) -> Object:
     return copied
 
 
-def _merged(target: Any, patch: Any) -> Any:
-    """MergePatch of RFC 7386."""
+def apply_merge_patch(target: Any, patch: Any) -> Any:
+    """MergePatch of RFC 7386, section 2, as it stands there."""
     if not isinstance(patch, dict):
         return patch
     result = dict(target) if isinstance(target, dict) else {}
@@ -197,7 +199,7 @@ def _merged(target: Any, patch: Any) -> Any:
         if value is None:
             result.pop(name, None)
         else:
-            result[name] = _merged(result.get(name), value)
+            result[name] = apply_merge_patch(result.get(name), value)
     return result
 
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_operator.plan.patch import merge_patch
+from memory_cluster import apply_merge_patch
 
 _SCALARS = st.one_of(st.booleans(), st.integers(), st.text(max_size=3), st.lists(st.integers(), max_size=2))
 _OBJECTS = st.recursive(
@@ -18,22 +19,9 @@ _OBJECTS = st.recursive(
 )
 
 
-def applied(target: Any, patch: Any) -> Any:
-    """MergePatch of RFC 7386, section 2, as it stands there."""
-    if not isinstance(patch, dict):
-        return patch
-    result = dict(target) if isinstance(target, dict) else {}
-    for name, value in patch.items():
-        if value is None:
-            result.pop(name, None)
-        else:
-            result[name] = applied(result.get(name), value)
-    return result
-
-
 @given(_OBJECTS, _OBJECTS)
 def test_the_patch_turns_one_object_into_the_other(earlier: dict[str, Any], later: dict[str, Any]) -> None:
-    assert applied(earlier, merge_patch(earlier, later)) == later
+    assert apply_merge_patch(earlier, merge_patch(earlier, later)) == later
 
 
 @given(_OBJECTS)

@@ -61,9 +61,7 @@ class Reconciler:
             await self._refresh_child(key, snapshot.child.uid)  # no watch may tell of its end
             snapshot = self.store.snapshot(key)
         now = self.now()  # one moment for both: the wait for last words must not end between the look and the plan
-        if snapshot is not None and ends_unheard(snapshot, now):
-            await self._refresh_pods(key)
-            snapshot = self.store.snapshot(key)
+        snapshot = await self._heard_out(key, snapshot, now)
         if snapshot is None:
             return None
         plan = make_plan(snapshot, self.settings, now)
@@ -80,9 +78,7 @@ class Reconciler:
             return timedelta()  # the status comes after their Jobs: of a thousand at once, pods start much sooner
         if plan.create and (found := self.store.snapshot(key)) is not None and found.child is not None:
             # The Job may have been there already: whose it is, and how far, is judged before anything is said of it.
-            if ends_unheard(found, now):
-                await self._refresh_pods(key)
-                found = self.store.snapshot(key) or found
+            found = await self._heard_out(key, found, now) or found
             plan = replace(make_plan(found, self.settings, now), create=())
             snapshot = found
             await self._apply_to_children(key, snapshot, plan)
@@ -165,6 +161,13 @@ class Reconciler:
             self.store.drop_job(key, uid)
         else:
             self.store.put_job(answer)
+
+    async def _heard_out(self, key: Key, snapshot: Snapshot | None, now: datetime) -> Snapshot | None:
+        """The snapshot, made anew from the cluster's pods when an end would be written without its last word."""
+        if snapshot is None or not ends_unheard(snapshot, now):
+            return snapshot
+        await self._refresh_pods(key)
+        return self.store.snapshot(key)
 
     async def _refresh_pods(self, key: Key) -> None:
         """Read the pods of a job of which the store is behind."""
