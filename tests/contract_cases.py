@@ -37,7 +37,6 @@ VALID_SPECS: dict[str, str] = {
     maxLength: 128
     deduplicate: false
     maxDroppedFraction: "0.1"
-    unlabeled: {uri: "hf://datasets/owner/name", format: JSONL, subset: plain, split: train, revision: 0a1b2c}
     replay:
       source: {uri: "hf://datasets/owner/name", format: JSONL, subset: plain, split: train, revision: 0a1b2c}
       fraction: "0.2"
@@ -62,6 +61,7 @@ VALID_SPECS: dict[str, str] = {
     retention:
       data: {uri: "hf://datasets/owner/name", format: JSONL, subset: plain, split: train, revision: 0a1b2c}
       maxDrop: "0.05"
+      onForgetting: RollBack
   checkpoint: {everySteps: 50, keep: 3}
   output: {uri: "pvc://models/tuned", createClaim: {size: 20Gi, storageClassName: fast.example}}
   resources: {nodes: 2, gpusPerNode: 4, gpuResourceName: amd.com/gpu, cpu: 1500m, memory: 16Gi, sharedMemory: 0.5Gi}
@@ -82,6 +82,7 @@ VALID_SPECS: dict[str, str] = {
     '[{uri: "hf://owner/adapter", revision: main}]}' + _COMMON,
     "lora": "task: TextClassification\n  strategy: {adapter: {type: LoRA, rank: 4, alpha: 8, targetModules: [q, v]}}"
     + _COMMON,
+    "ia3-merged": "task: TextClassification\n  strategy: {adapter: {type: IA3, merge: true}}" + _COMMON,
     "prompt-text": "task: TextClassification\n  strategy:\n"
     "    promptTuning: {type: Prefix, numVirtualTokens: 5, initialization: Text, text: Classify this}" + _COMMON,
     "distillation": """
@@ -95,8 +96,12 @@ VALID_SPECS: dict[str, str] = {
       relation: {weight: "0.5", distance: "0.0", angle: "0.0", layers: "1.0", selfAttention: "1.0"}
       taskWeight: "0.0"
       taskSteps: 100
-"""
-    + _COMMON,
+  model: {uri: "file:///models/base"}
+  data:
+    train: {uri: "file:///data/train.jsonl"}
+    unlabeled: {uri: "hf://datasets/owner/name", format: JSONL, subset: plain, split: train, revision: 0a1b2c}
+  output: {uri: "file:///models/tuned"}
+""",
     "empty-objects": """
   task: TextClassification
   strategy: {distillation: {teacher: {uri: "pvc://models/teacher"}, response: {}, feature: {}, relation: {}}}
@@ -344,6 +349,7 @@ _SOME_WORDS = (
 
 # Against each rule across fields: the valid manifest, the field that the refusal names, and the change.
 _RULE_BREAKERS: list[tuple[str, str, Path, Any]] = [
+    ("minimal", "spec.data.unlabeled", ("spec", "data", "unlabeled"), {"uri": "file:///more.jsonl"}),
     ("minimal", "spec.model.revision", ("spec", "model", "revision"), "main"),
     ("minimal", "spec.model.uri", ("spec", "model", "uri"), "hf://datasets/owner/name"),
     ("minimal", "spec.data.train", ("spec", "data", "train", "split"), "train"),
@@ -358,12 +364,40 @@ _RULE_BREAKERS: list[tuple[str, str, Path, Any]] = [
     ("lora", "spec.strategy.adapter", ("spec", "strategy", "adapter", "type"), "IA3"),
     ("lora", "spec.strategy.adapter", ("spec", "strategy", "adapter", "type"), ...),
     ("bottleneck", "spec.strategy.adapter", ("spec", "strategy", "adapter", "rank"), 2),
+    ("minimal", "spec.strategy.adapter.dropout", ("spec", "strategy"), {"adapter": {"type": "IA3", "dropout": "0.1"}}),
+    ("bottleneck", "spec.strategy.adapter.merge", ("spec", "strategy", "adapter", "merge"), True),
+    (
+        "minimal", "spec.strategy.adapter.merge", ("spec", "strategy"),
+        {"adapter": {"type": "LoRA", "merge": True, "stackOn": [{"uri": "pvc://a/b"}]}},
+    ),
     ("prompt-text", "spec.strategy.promptTuning.text", ("spec", "strategy", "promptTuning", "text"), ...),
     ("prompt-defaults", "spec.strategy.promptTuning.text", ("spec", "strategy", "promptTuning", "text"), "x"),
+    *(
+        (name, "spec.strategy.promptTuning.initialization", ("spec", "strategy"),
+         {"promptTuning": {"initialization": "Labels"}})
+        for name in ("generation", "question-answering")
+    ),
     (
         "distillation", "spec.strategy.distillation", ("spec", "strategy", "distillation"),
         {"teacher": {"uri": "pvc://a/b"}},
     ),
+    (
+        "distillation", "spec.strategy.distillation.taskWeight", ("spec", "strategy", "distillation"),
+        {"teacher": {"uri": "pvc://a/b"}, "feature": {}, "taskWeight": "0"},
+    ),
+    (
+        "distillation", "spec.strategy.distillation.relation", ("spec", "strategy", "distillation", "relation"),
+        {"distance": "0", "angle": "0.0"},
+    ),
+    (
+        "distillation", "spec.strategy.distillation.feature.layerMap",
+        ("spec", "strategy", "distillation", "feature", "layerMap"),
+        [{"student": 0, "teacher": 1}, {"student": 0, "teacher": 2}],
+    ),
+    ("distillation", "spec.strategy.distillation.studentLayers",
+     ("spec", "strategy", "distillation", "studentLayers"), [0, 1, 0]),
+    ("distillation", "spec.strategy.distillation.taskSteps", ("spec", "training"), {"maxSteps": 100}),
+    ("empty-objects", "spec.training.microBatchSize", ("spec", "training"), {"microBatchSize": 31}),
     ("auto", "spec.training.maxSteps", ("spec", "training", "epochs"), 1),
     ("minimal", "spec.training.microBatchSize", ("spec", "training", "microBatchSize"), 33),
     ("everything-of-full", "spec.pod.tolerations[0].value",

@@ -18,6 +18,7 @@ class ExitCode(IntEnum):
     NON_FINITE_LOSS = 15
     OUT_OF_MEMORY = 16
     EXPORT_MISMATCH = 17
+    FORGETTING = 18
     STORAGE_FULL = 40
     NETWORK_UNAVAILABLE = 41
     WORK_DIRECTORY_BUSY = 42
@@ -58,6 +59,7 @@ _EXPLANATIONS = {
     ExitCode.NON_FINITE_LOSS: "Loss, gradient or weights became infinite or NaN; nothing was saved after it.",
     ExitCode.OUT_OF_MEMORY: "The device's memory did not suffice.",
     ExitCode.EXPORT_MISMATCH: "The exported model, reloaded in a fresh process, did not give the same logits.",
+    ExitCode.FORGETTING: "The tuned model lost more on the retention rows than evaluation.retention.maxDrop allows.",
     ExitCode.STORAGE_FULL: "The disk is full; the last good checkpoint is kept.",
     ExitCode.NETWORK_UNAVAILABLE: "A hub or store could not be reached.",
     ExitCode.WORK_DIRECTORY_BUSY: "Another trainer is at work in the same directory.",

@@ -6,40 +6,23 @@ from collections.abc import Callable
 
 from finetune_api.problems import Problem
 from finetune_api.v1alpha1 import FineTuneJobSpec
-from finetune_api.v1alpha1.job import Task
-from finetune_api.v1alpha1.strategy import AdapterType
 
 _NOT_YET = "part of the contract, but not run by this release yet"
 
 UNSUPPORTED: tuple[tuple[str, Callable[[FineTuneJobSpec], bool], str], ...] = (
-    ("task", lambda spec: spec.task != Task.TEXT_CLASSIFICATION, "use TextClassification"),
-    ("strategy.distillation", lambda spec: spec.strategy.distillation is not None, "use full or adapter"),
-    ("strategy.promptTuning", lambda spec: spec.strategy.prompt_tuning is not None, "use full or adapter"),
     ("strategy.auto", lambda spec: spec.strategy.auto is not None, "use full or adapter"),
     (
-        "strategy.adapter.type",
-        lambda spec: spec.strategy.adapter is not None
-        and spec.strategy.adapter.type not in (AdapterType.BOTTLENECK, AdapterType.LORA),
-        "use Bottleneck or LoRA",
-    ),
-    (
         "strategy.adapter.stackOn",
-        lambda spec: spec.strategy.adapter is not None and bool(spec.strategy.adapter.stack_on),
-        "leave it out",
+        lambda spec: spec.strategy.adapter is not None
+        and any(source.uri.startswith(("s3://", "https://")) for source in spec.strategy.adapter.stack_on),
+        "use hf://, pvc:// or file://",
     ),
     (
-        "strategy.full.gradualUnfreezing",
-        lambda spec: spec.strategy.full is not None and spec.strategy.full.gradual_unfreezing is not None,
-        "use frozenLayers",
+        "strategy.distillation.teacher.uri",
+        lambda spec: spec.strategy.distillation is not None
+        and spec.strategy.distillation.teacher.uri.startswith(("s3://", "https://")),
+        "use hf://, pvc:// or file://",
     ),
-    (
-        "strategy.full.l2ToStart",
-        lambda spec: spec.strategy.full is not None and spec.strategy.full.l2_to_start > 0,
-        "leave it out",
-    ),
-    ("data.unlabeled", lambda spec: spec.data.unlabeled is not None, "leave it out"),
-    ("data.replay", lambda spec: spec.data.replay is not None, "leave it out"),
-    ("evaluation.retention", lambda spec: spec.evaluation.retention is not None, "leave it out"),
     ("resources.nodes", lambda spec: spec.resources.nodes > 1, "use 1"),
     ("resources.gpusPerNode", lambda spec: spec.resources.gpus_per_node > 1, "use 0 or 1"),
     ("model.uri", lambda spec: spec.model.uri.startswith(("s3://", "https://")), "use hf://, pvc:// or file://"),
@@ -47,6 +30,16 @@ UNSUPPORTED: tuple[tuple[str, Callable[[FineTuneJobSpec], bool], str], ...] = (
      "use hf://datasets/, pvc:// or file://"),
     ("data.evaluation.uri",
      lambda spec: spec.data.evaluation is not None and spec.data.evaluation.uri.startswith(("s3://", "https://")),
+     "use hf://datasets/, pvc:// or file://"),
+    ("data.replay.source.uri",
+     lambda spec: spec.data.replay is not None and spec.data.replay.source.uri.startswith(("s3://", "https://")),
+     "use hf://datasets/, pvc:// or file://"),
+    ("data.unlabeled.uri",
+     lambda spec: spec.data.unlabeled is not None and spec.data.unlabeled.uri.startswith(("s3://", "https://")),
+     "use hf://datasets/, pvc:// or file://"),
+    ("evaluation.retention.data.uri",
+     lambda spec: spec.evaluation.retention is not None
+     and spec.evaluation.retention.data.uri.startswith(("s3://", "https://")),
      "use hf://datasets/, pvc:// or file://"),
     ("output.uri", lambda spec: spec.output.uri.startswith("s3://"), "use pvc:// or file://"),
 )  # fmt: skip

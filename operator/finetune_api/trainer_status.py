@@ -18,12 +18,13 @@ from finetune_api.v1alpha1.status import CheckpointStatus, Progress
 
 MAX_BODY_BYTES = 64 * 1024
 _EVALUATION_PREFIX = "eval_"
+_TERM_PREFIX = "loss_term_"
 _NOT_OF_THE_MODEL = frozenset(
     {"runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "jit_compilation_time"}
 )
 """What transformers reports with an evaluation, and is none of its results."""
 _MAX_COUNT = 2**53
-_MAX_EVALUATION_METRICS = 32
+_MAX_METRICS = 32
 
 
 class _Message(BaseModel):
@@ -86,19 +87,21 @@ def progress_of(report: Report, earlier: Progress | None = None) -> Progress:
         grad_norm=values.get("grad_norm"),
         tokens_per_second=values.get("tokens_per_second"),
         memory_peak_bytes=_count(values.get("memory_peak_bytes")),
-        evaluation=_evaluation(values),
+        loss_terms=_with_prefix(_TERM_PREFIX, values),
+        evaluation=_with_prefix(_EVALUATION_PREFIX, values),
+        forgetting=values.get("forgetting"),
         last_checkpoint=_last_checkpoint(values),
         updated=status.last_updated_time,
     )
 
 
-def _evaluation(values: Mapping[str, float]) -> dict[str, float]:
+def _with_prefix(prefix: str, values: Mapping[str, float]) -> dict[str, float]:
     found = {
-        name.removeprefix(_EVALUATION_PREFIX)[:64]: value
+        name.removeprefix(prefix)[:64]: value
         for name, value in values.items()
-        if name.startswith(_EVALUATION_PREFIX) and name.removeprefix(_EVALUATION_PREFIX) not in {"", *_NOT_OF_THE_MODEL}
+        if name.startswith(prefix) and name.removeprefix(prefix) not in {"", *_NOT_OF_THE_MODEL}
     }
-    return dict(list(found.items())[:_MAX_EVALUATION_METRICS])
+    return dict(list(found.items())[:_MAX_METRICS])
 
 
 def _last_checkpoint(values: Mapping[str, float]) -> CheckpointStatus | None:
@@ -121,10 +124,12 @@ def _numbers(progress: Progress) -> Iterator[tuple[str, float]]:
         "grad_norm": progress.grad_norm,
         "tokens_per_second": progress.tokens_per_second,
         "memory_peak_bytes": progress.memory_peak_bytes,
+        "forgetting": progress.forgetting,
     }
     if progress.last_checkpoint:
         named["last_checkpoint_step"] = progress.last_checkpoint.step
         named["last_checkpoint_time"] = progress.last_checkpoint.time.timestamp()
+    named |= {f"{_TERM_PREFIX}{name}": value for name, value in progress.loss_terms.items()}
     named |= {f"{_EVALUATION_PREFIX}{name}": value for name, value in progress.evaluation.items()}
     return ((name, value) for name, value in named.items() if value is not None)
 

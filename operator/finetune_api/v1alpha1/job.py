@@ -11,7 +11,7 @@ from finetune_api.base import GROUP, Contract, Rule
 from finetune_api.v1alpha1.scheduling import PodSpec, ResourcesSpec
 from finetune_api.v1alpha1.sources import Columns, DataSpec, ModelSource, OutputSpec
 from finetune_api.v1alpha1.status import FineTuneJobStatus
-from finetune_api.v1alpha1.strategy import Strategy
+from finetune_api.v1alpha1.strategy import PromptInitialization, Strategy
 from finetune_api.v1alpha1.training import CheckpointSpec, EvaluationSpec, Metric, TrainingSpec
 from finetune_api.values import DnsLabel, DnsSubdomain, LabelKey, LabelValue
 
@@ -70,6 +70,54 @@ def _metric_rule(task: Task) -> Rule:
     )
 
 
+_WHOLE_BATCH = Rule(
+    cel="!has(self.strategy.distillation) || !has(self.strategy.distillation.relation)"
+    " || !has(self.training) || !has(self.training.microBatchSize)"
+    " || self.training.microBatchSize >= self.training.batchSize"
+    " || (double(self.strategy.distillation.relation.distance) == 0.0"
+    " && double(self.strategy.distillation.relation.angle) == 0.0)",
+    message="relations between samples (relation.distance, relation.angle) are those of a whole batch: leave out "
+    "microBatchSize, or set both weights to 0",
+    holds=lambda self: (
+        self.strategy.distillation is None
+        or not self.strategy.distillation.compares_samples()
+        or (self.training.micro_batch_size or self.training.batch_size) >= self.training.batch_size
+    ),
+    field=".training.microBatchSize",
+)
+_DISTILLATION_STEPS = Rule(
+    cel="!has(self.strategy.distillation) || !has(self.training) || !has(self.training.maxSteps)"
+    " || self.strategy.distillation.taskSteps < self.training.maxSteps",
+    message="distillation.taskSteps must be less than training.maxSteps, which counts both stages",
+    holds=lambda self: (
+        self.strategy.distillation is None
+        or self.training.max_steps is None
+        or self.strategy.distillation.task_steps < self.training.max_steps
+    ),
+    field=".strategy.distillation.taskSteps",
+)
+
+
+_UNLABELED = Rule(
+    cel="!has(self.data.unlabeled) || has(self.strategy.distillation)",
+    message="rows without labels are for distillation only: a teacher is what labels them",
+    holds=lambda self: self.data.unlabeled is None or self.strategy.distillation is not None,
+    field=".data.unlabeled",
+)
+_LABELLED_PROMPT = Rule(
+    cel="!has(self.strategy.promptTuning) || self.strategy.promptTuning.initialization != 'Labels'"
+    " || self.task in ['TextClassification', 'TokenClassification']",
+    message="initialization Labels needs a task with class labels, TextClassification or TokenClassification; "
+    "use Vocabulary, or Text with a sentence that says what is wanted",
+    holds=lambda self: (
+        self.strategy.prompt_tuning is None
+        or self.strategy.prompt_tuning.initialization != PromptInitialization.LABELS
+        or self.task in (Task.TEXT_CLASSIFICATION, Task.TOKEN_CLASSIFICATION)
+    ),
+    field=".strategy.promptTuning.initialization",
+)
+
+
 def _immutable(field: str) -> Rule:
     return Rule(
         cel=f"self.{field} == oldSelf.{field}",
@@ -116,6 +164,10 @@ class FineTuneJobSpec(Contract):
     rules: ClassVar[tuple[Rule, ...]] = (
         *(_columns_rule(task) for task in Task),
         *(_metric_rule(task) for task in Task),
+        _UNLABELED,
+        _WHOLE_BATCH,
+        _DISTILLATION_STEPS,
+        _LABELLED_PROMPT,
         *(_immutable(field) for field in ("task", "model", "data", "strategy", "output")),
         *(_immutable(field) for field in ("training", "evaluation", "checkpoint")),
     )

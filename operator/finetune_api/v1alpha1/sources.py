@@ -44,10 +44,12 @@ class DataFormat(StrEnum):
     JSONL = "JSONL"
     CSV = "CSV"
     PARQUET = "Parquet"
+    CONLL = "CoNLL"
+    SQUAD = "SQuAD"
 
 
 class DataSource(Contract):
-    """A file of rows (.jsonl, .csv, .tsv, .parquet) or a data set of the Hugging Face hub."""
+    """A file of rows (.jsonl, .csv, .tsv, .parquet, .conll, SQuAD's .json) or a data set of the Hugging Face hub."""
 
     uri: Uri
     """`pvc://claim/file.jsonl`, `file:///path/file.csv`, or `hf://datasets/owner/name`."""
@@ -127,7 +129,7 @@ class DataSpec(Contract):
     columns: Columns = Field(default_factory=Columns)
     """Which column holds what."""
     max_length: Annotated[int, Field(ge=8, le=1_048_576)] | None = None
-    """Longest input in tokens; longer ones are truncated and counted. By default 512, or the model's lower limit."""
+    """Longest input in tokens; longer ones are truncated, plain text cut up. By default 512, or the model's limit."""
     deduplicate: bool = True
     """Drop repeated training rows, and those whose text is also in the evaluation data."""
     max_dropped_fraction: Fraction = 0.05

@@ -77,6 +77,8 @@ class Progress(Contract):
     """Expected seconds to the end."""
     loss: Number | None = None
     """Training loss, a mean over the last steps."""
+    loss_terms: Metrics = Field(default_factory=dict)
+    """The loss's weighted parts at the last step, where there is more than one (distillation, penalties)."""
     learning_rate: Number | None = None
     """Current learning rate of the body."""
     grad_norm: Number | None = None
@@ -86,7 +88,9 @@ class Progress(Contract):
     memory_peak_bytes: Count | None = None
     """Most memory allocated: the GPU's, or the process's on CPU."""
     evaluation: Metrics = Field(default_factory=dict)
-    """The newest evaluation."""
+    """The newest evaluation; also on retention rows (`retentionAccuracy`), and KL(tuned, base) in nats (`klToBase`)."""
+    forgetting: Number | None = None
+    """Drop of the deciding metric on the retention rows; of loss and perplexity, the relative rise."""
     last_checkpoint: CheckpointStatus | None = None
     """The newest checkpoint."""
     updated: AwareDatetime | None = None
@@ -107,7 +111,7 @@ class Result(Contract):
     after: Metrics
     """Evaluation after training."""
     baseline: Number | None = None
-    """Classification: the accuracy of always saying the most frequent class."""
+    """The metric without a model: of always giving the most frequent label, or no answer."""
     trainable_parameters: Count
     """Parameters that were trained."""
     total_parameters: Count
@@ -119,7 +123,7 @@ class Result(Contract):
     duration_seconds: Number
     """Seconds of training and evaluation, over all attempts."""
     forgetting: Metrics = Field(default_factory=dict)
-    """Retention metrics before and after."""
+    """The deciding metric on the retention rows (`before`, `after`), and `klToBase`."""
 
 
 class FineTuneJobStatus(Contract):
@@ -138,7 +142,8 @@ class FineTuneJobStatus(Contract):
     completion_time: AwareDatetime | None = None
     """When the job ended."""
     restarts: Count = 0
-    """How often pods were replaced."""
+    """How often a pod that failed, or was removed from its node, got a successor. Neither the last failure of a job nor
+    a stop that was asked for counts."""
     progress: Progress | None = None
     """How far training is."""
     result: Result | None = None

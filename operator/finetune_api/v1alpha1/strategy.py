@@ -57,7 +57,7 @@ class AdapterStrategy(Contract):
     """New small layers are trained; the model itself is untouched."""
 
     type: AdapterType = AdapterType.BOTTLENECK
-    """Bottleneck (Houlsby et al. 2019) or a member of the LoRA family (Hu et al. 2021)."""
+    """Bottleneck (Houlsby et al. 2019), LoRA (Hu et al. 2021), RSLoRA, DoRA, or IA3 (Liu et al. 2022)."""
     placement: Placement | None = None
     """Bottleneck: after attention and feed-forward block (Houlsby, the default) or after the latter only (Pfeiffer)."""
     reduction_factor: Annotated[int, Field(ge=1, le=1024)] | None = None
@@ -69,9 +69,11 @@ class AdapterStrategy(Contract):
     dropout: Dropout = 0.0
     """Dropout at the adapter's input."""
     target_modules: Annotated[tuple[ModuleName, ...], Field(min_length=1, max_length=32), Unique()] | None = None
-    """LoRA family and IA3: names of the modules that get an update; all linear layers of the body by default."""
+    """Names of the modules that get an update; by default all linear ones (LoRA family), or those of IA3's paper."""
     stack_on: Annotated[tuple[ModelSource, ...], Field(max_length=8)] = ()
     """Outputs of earlier adapter jobs, from the bottom up; they stay frozen below the new adapter."""
+    merge: bool = False
+    """LoRA family and IA3: put the updates into the model's weights at the end; the output is then a plain model."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -93,6 +95,24 @@ class AdapterStrategy(Contract):
             cel="self.type != 'IA3' || (!has(self.rank) && !has(self.alpha))",
             message="rank and alpha cannot be given for type IA3, which has no rank",
             holds=lambda self: self.type != AdapterType.IA3 or (self.rank is None and self.alpha is None),
+        ),
+        Rule(
+            cel="self.type != 'IA3' || double(self.dropout) == 0.0",
+            message="dropout cannot be given for type IA3, which only scales",
+            holds=lambda self: self.type != AdapterType.IA3 or self.dropout == 0,
+            field=".dropout",
+        ),
+        Rule(
+            cel="!self.merge || self.type != 'Bottleneck'",
+            message="merge cannot be used with type Bottleneck: it is not linear, so no plain model is equal to it",
+            holds=lambda self: not self.merge or self.type != AdapterType.BOTTLENECK,
+            field=".merge",
+        ),
+        Rule(
+            cel="!self.merge || self.stackOn.size() == 0",
+            message="merge and stackOn exclude each other: merged, the earlier adapters could not be used alone again",
+            holds=lambda self: not self.merge or not self.stack_on,
+            field=".merge",
         ),
     )
 
@@ -181,9 +201,9 @@ class FeatureDistillation(Contract):
     hidden: HiddenLoss = HiddenLoss.MSE
     """How hidden states are compared; a learned projection bridges different widths and is not exported."""
     attention: bool = False
-    """Also match attention distributions."""
-    layer_map: Annotated[tuple[LayerPair, ...], Field(max_length=64)] = ()
-    """Which layers match which; by default spread evenly."""
+    """Also match attention distributions; heads' means where the numbers of heads differ."""
+    layer_map: Annotated[tuple[LayerPair, ...], Field(max_length=64), Unique("student")] = ()
+    """Which layers match which; by default spread evenly, the last with the last."""
 
 
 class RelationDistillation(Contract):
@@ -196,9 +216,18 @@ class RelationDistillation(Contract):
     angle: NonNegative = 2.0
     """Between samples: weight of angles (Park et al. 2019, section 3.2.2)."""
     layers: NonNegative = 0.0
-    """Between layers: weight of the flow between layers (Yim et al. 2017)."""
+    """Between layers: weight of the flow between layers (after Yim et al. 2017), as similarities of their tokens."""
     self_attention: NonNegative = 0.0
-    """Weight of MiniLM's query-key and value-value relations (Wang et al. 2020)."""
+    """Weight of MiniLM's query-key and value-value relations of the last layer (Wang et al. 2020)."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="double(self.distance) > 0.0 || double(self.angle) > 0.0 || double(self.layers) > 0.0"
+            " || double(self.selfAttention) > 0.0",
+            message="give a weight above 0 to at least one of distance, angle, layers, selfAttention",
+            holds=lambda self: bool(self.distance or self.angle or self.layers or self.self_attention),
+        ),
+    )
 
 
 class DistillationStrategy(Contract):
@@ -206,8 +235,8 @@ class DistillationStrategy(Contract):
 
     teacher: ModelSource
     """The tuned teacher."""
-    student_layers: Annotated[tuple[Layer, ...], Field(min_length=1, max_length=256)] | None = None
-    """Make the student from these layers of spec.model; all of them by default."""
+    student_layers: Annotated[tuple[Layer, ...], Field(min_length=1, max_length=256), Unique()] | None = None
+    """Make the student from these layers of spec.model, in this order; all of them by default. 0 is the first."""
     response: ResponseDistillation | None = None
     """Response-based: the teacher's logits."""
     feature: FeatureDistillation | None = None
@@ -215,9 +244,9 @@ class DistillationStrategy(Contract):
     relation: RelationDistillation | None = None
     """Relation-based: between samples, between layers."""
     task_weight: NonNegative = 0.5
-    """Weight of the task's own loss on labelled rows; 0 learns from the teacher alone."""
+    """Weight of the task's own loss on labelled rows while distilling; 0 learns from the teacher alone."""
     task_steps: Annotated[int, Field(ge=0, le=10_000_000)] = 0
-    """Steps on the task's loss alone after distillation (two stages); 0 trains jointly."""
+    """The last steps are on the task's loss alone (a second stage); 0 has none."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -225,7 +254,23 @@ class DistillationStrategy(Contract):
             message="give at least one of response, feature, relation",
             holds=lambda self: any((self.response, self.feature, self.relation)),
         ),
+        Rule(
+            cel="has(self.response) || double(self.taskWeight) > 0.0 || self.taskSteps > 0",
+            message="without response the student's head learns from labels only: give taskWeight or taskSteps above 0",
+            holds=lambda self: self.response is not None or self.task_weight > 0 or self.task_steps > 0,
+            field=".taskWeight",
+        ),
     )
+
+    def needs_attention(self) -> bool:
+        """Whether attention itself is compared."""
+        return (self.feature is not None and self.feature.attention) or (
+            self.relation is not None and self.relation.self_attention > 0
+        )
+
+    def compares_samples(self) -> bool:
+        """Whether relations between the samples of a batch are compared."""
+        return self.relation is not None and (self.relation.distance > 0 or self.relation.angle > 0)
 
 
 class Preference(StrEnum):

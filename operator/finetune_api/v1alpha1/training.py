@@ -42,9 +42,9 @@ class TrainingSpec(Contract):
     micro_batch_size: Annotated[int, Field(ge=1, le=65_536)] | None = None
     """Rows per forward pass; smaller needs less memory and changes nothing else. By default batchSize."""
     learning_rate: Positive | None = None
-    """Peak learning rate. By default one that suits the strategy: 3e-5 full, 1e-3 bottleneck adapters, 5e-4 LoRA."""
+    """Peak learning rate. By default it suits the strategy: 3e-5 full, 1e-3 bottleneck, 5e-4 LoRA, 1e-2 soft prompt."""
     head_learning_rate: Positive | None = None
-    """Peak learning rate of the task head; by default ten times learningRate up to 1e-3, never below learningRate."""
+    """Peak rate of the task head; by default ten times learningRate up to 1e-3, not below it but for soft prompts."""
     schedule: Schedule = Schedule.LINEAR
     """Decay to zero after the warm-up, linearly or by a cosine; or none."""
     warmup_ratio: Fraction = 0.06
@@ -100,13 +100,22 @@ class EarlyStopping(Contract):
     """Smallest change that counts as improvement."""
 
 
+class OnForgetting(StrEnum):
+    """What follows when the result forgets more than is allowed."""
+
+    FAIL = "Fail"
+    ROLL_BACK = "RollBack"
+
+
 class Retention(Contract):
     """A check that earlier abilities are kept."""
 
     data: DataSource
-    """Rows of the earlier task, in the columns of the training data."""
+    """Rows of the earlier task, in the columns of the training data; its labels must be known to the training data."""
     max_drop: Fraction = 0.02
-    """The largest drop of the metric on these rows that is accepted."""
+    """The largest accepted drop of the metric on these rows; of loss and perplexity, the largest relative rise."""
+    on_forgetting: OnForgetting = OnForgetting.FAIL
+    """Fail the job, or roll back to the best evaluated weights that keep within maxDrop, failing if there are none."""
 
 
 class EvaluationSpec(Contract):
