@@ -14,7 +14,7 @@ from finetune_cli.local import Placed
 _ROWS: tuple[tuple[str, Callable[[Placed, Result], str]], ...] = (
     ("strategy", lambda placed, result: placed.run.spec.strategy.name),
     ("metric", lambda placed, result: result.metric),
-    ("majority class", lambda placed, result: _number(result.baseline)),
+    ("without a model", lambda placed, result: _number(result.baseline)),
     ("before", lambda placed, result: _number(result.before.get(result.metric))),
     ("after", lambda placed, result: _number(result.after.get(result.metric))),
     ("trained parameters", lambda placed, result: f"{result.trainable_parameters:,}"),

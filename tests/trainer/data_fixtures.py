@@ -13,6 +13,8 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.run import Run
 from finetune_trainer.errors import TrainerError
 
+_DISTILLATION = {"teacher": {"uri": "file:///nowhere"}, "response": {}}
+
 
 def write(path: Path, content: str | bytes) -> Path:
     """A file with this content, to the byte."""
@@ -30,16 +32,24 @@ def labelled(*pairs: tuple[Any, Any]) -> list[dict[str, Any]]:
     return [{"text": text, "label": label} for text, label in pairs]
 
 
-def run_on(train: Path, evaluation: Path | None = None, *, model: Path = Path("/nowhere"), **data: Any) -> Run:
+def run_on(
+    train: Path,
+    evaluation: Path | None = None,
+    *,
+    model: Path = Path("/nowhere"),
+    task: str = "TextClassification",
+    **data: Any,
+) -> Run:
     """A run over files; `data` are further fields of spec.data."""
     sources: dict[str, Any] = {"train": {"uri": f"file://{train}"}}
     if evaluation is not None:
         sources["evaluation"] = {"uri": f"file://{evaluation}"}
     spec = {
-        "task": "TextClassification",
+        "task": task,
         "model": {"uri": f"file://{model}"},
         "data": sources | data,
-        "strategy": {"full": {}},
+        # Only a teacher can make use of rows without labels.
+        "strategy": {"distillation": _DISTILLATION} if "unlabeled" in data else {"full": {}},
         "output": {"uri": "file:///nowhere"},
     }
     return Run.model_validate_json(json.dumps({"name": "job", "uid": "1", "spec": spec, "workDir": "/nowhere"}))

@@ -3,9 +3,10 @@
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-import finetune_trainer.adapters.modeling_bottleneck
+import finetune_trainer.adapters.modeling_adapters
 import finetune_trainer.strategies.full
 import finetune_trainer.strategies.lora
+import finetune_trainer.strategies.stacking
 import finetune_trainer.tasks.text_classification
 
 get_checkpoint_conversion_mapping("bert")  # compiles a thousand regular expressions and keeps them

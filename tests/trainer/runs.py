@@ -41,14 +41,14 @@ def make_loop(run: Run, stop: StopFlag | None = None) -> TrainingLoop:
     directory = model_directory(run.spec.model, run)
     task = make_task(run, directory)
     torch.manual_seed(run.spec.training.seed)
-    tuning = prepare(run, task.load_model(), directory)
     progress = ProgressLog(work_dir / "progress.jsonl")
+    tuning = prepare(run, task, task.load_model(), directory, CPU, progress.note)
     checkpoints = CheckpointStore(
         work_dir / "checkpoints",
         f"{run.uid}/{run.digest()}",
         run.spec.checkpoint.keep,
         progress.note,
-        inputs=inputs_digest(task, directory),
+        inputs=inputs_digest(task, directory, tuning),
     )
     return TrainingLoop(run.spec, task, tuning, checkpoints, progress, stop or StopFlag(), CPU)
 

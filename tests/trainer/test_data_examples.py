@@ -8,6 +8,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from finetune_api.exit_codes import ExitCode
+from finetune_trainer.data.report import DataReport
+from finetune_trainer.data.rows import Part
 from finetune_trainer.tasks.text_classification import TextClassification
 from trainer.data_fixtures import failure, labelled, run_on, write_jsonl
 from trainer.tiny import make_model
@@ -56,9 +58,9 @@ def test_truncation_is_counted_for_tokenizers_in_python(
 
     rows = labelled((sentence(3), "a"), (sentence(60), "b"))
     task = read(tmp_path, tiny_bert, rows, rows, deduplicate=False)
-    monkeypatch.setattr(task, "_tokenizer", plain)
-    report = type("Report", (), {"num_truncated": 0})()
-    task._tokenise(task._texts.train, report)
+    monkeypatch.setattr(task, "tokenizer", plain)
+    report = DataReport("again")
+    task._tokenise(Part(task._texts.rows.train.rows, report))
     assert report.num_truncated == 1
 
 
@@ -69,7 +71,7 @@ def test_pairs_are_encoded_as_pairs(tmp_path: Path, tiny_bert: Path) -> None:
     encoded = tokenizer(sentence(2), sentence(3))
     assert task.train[0].input_ids == encoded["input_ids"]
     assert task.train[0].token_type_ids == encoded["token_type_ids"] == [0, 0, 0, 0, 1, 1, 1, 1]
-    assert task.probe_texts(5) == [(sentence(2), sentence(3))] * 2
+    assert task.probes(5) == {"text": [sentence(2)] * 2, "text_pair": [sentence(3)] * 2}
 
 
 def test_a_long_pair_is_counted_once(tmp_path: Path, tiny_bert: Path) -> None:

@@ -235,7 +235,8 @@ class TestAnyFile:
         path = write(tmp_path / "a.txt", '{"text": "a"}\n')
         assert refused(path) == (
             f"{path}: the format cannot be told from the ending '.txt' "
-            "(use .jsonl, .ndjson, .csv, .tsv, .parquet, or set format to JSONL, CSV, Parquet)"
+            "(use .jsonl, .ndjson, .csv, .tsv, .parquet, .conll, .iob, .bio, .json, "
+            "or set format to JSONL, CSV, Parquet, CoNLL, SQuAD)"
         )
         assert rows(path, DataFormat.JSONL) == [("line 1", {"text": "a"})]
 

@@ -24,6 +24,7 @@ TOKEN = {"HF_TOKEN": "hf_only_for_this_test"}
 FEATURES = {
     "text": {"dtype": "string", "_type": "Value"},
     "label": {"names": ["negative", "positive"], "_type": "ClassLabel"},
+    "tags": {"feature": {"names": ["O", "B-X"], "_type": "ClassLabel"}, "_type": "List"},
 }
 CARD = """---
 configs:
@@ -144,7 +145,9 @@ def make_lines_repository(directory: Path, what: str) -> None:
 
 def make_parquet_repository(directory: Path) -> None:
     directory.mkdir()
-    table = pa.table({"text": ["fine", "poor", "unknown"], "label": pa.array([1, 0, -1], pa.int64())})
+    tags = pa.array([[0, 1], [], [1, -1]], pa.list_(pa.int64()))
+    texts = ["fine", "poor", "unknown"]
+    table = pa.table({"text": texts, "label": pa.array([1, 0, -1], pa.int64()), "tags": tags})
     described = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": FEATURES}})})
     (directory / "data").mkdir()
     pq.write_table(described, directory / "data" / "train-00000-of-00001.parquet")
@@ -262,6 +265,7 @@ class TestDataset:
     def test_names_of_classes_are_the_labels(self, reader: Reader) -> None:
         labels = [values["label"] for _, values in rows(reader, "classes")]
         assert labels == ["positive", "negative", None]
+        assert [values["tags"] for _, values in rows(reader, "classes")] == [["O", "B-X"], [], ["B-X", None]]
         assert [values["label"] for _, values in rows(reader, "subsets", subset="english")] == ["good", "bad"]
 
     def test_subsets(self, reader: Reader) -> None:

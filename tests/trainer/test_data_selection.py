@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune_trainer.data.report import DataReport
-from finetune_trainer.data.selection import hold_out, normalise, without_leaks, without_repeats
+from finetune_trainer.data.selection import hold_out, normalise, without_repeats, without_those_in
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class TestRepeats:
 @many
 def test_leaks_go(rows: list[Row], evaluation: list[Row]) -> None:
     report = DataReport("rows")
-    kept = without_leaks(rows, evaluation, report)
+    kept = without_those_in(rows, evaluation, "also in the evaluation data", report)
     held = {row.key() for row in evaluation}
     assert kept == [row for row in rows if row.key() not in held]
     assert report.duplicate.total() == len(rows) - len(kept)

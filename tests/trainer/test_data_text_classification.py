@@ -32,16 +32,16 @@ class Files:
         return failure(ExitCode.DATA_INVALID, load, self.run)
 
     def train_labels(self) -> list[str]:
-        return [row.label for row in load(self.run).train]
+        return [row.label for row in load(self.run).rows.train.rows]
 
 
 def test_usual_rows(tmp_path: Path) -> None:
     found = load(Files(tmp_path, USUAL).run)
-    assert texts(found.train) == [(row["text"], row["label"]) for row in USUAL]
-    assert texts(found.evaluation) == [("good two", "pos"), ("bad two", "neg")]
-    assert [row.place for row in found.train] == ["line 1", "line 2", "line 3", "line 4"]
+    assert texts(found.rows.train.rows) == [(row["text"], row["label"]) for row in USUAL]
+    assert texts(found.rows.evaluation.rows) == [("good two", "pos"), ("bad two", "neg")]
+    assert [row.place for row in found.rows.train.rows] == ["line 1", "line 2", "line 3", "line 4"]
     assert found.labels == ("neg", "pos")
-    assert [str(report) for report in found.reports] == [
+    assert [str(report) for report in found.rows.reports()] == [
         f"file://{tmp_path}/train.jsonl: 4 rows kept of 4 read",
         f"file://{tmp_path}/eval.jsonl: 2 rows kept of 2 read",
     ]
@@ -61,7 +61,7 @@ def test_all_formats_give_the_same(tmp_path: Path, ending: str) -> None:
         lines = [f"{text}{mark}{row['label']}" for text, row in zip(quoted, rows, strict=True)]
         write(path, f"text{mark}label\n" + "\n".join(lines) + "\n")
     found = load(run_on(path, path, deduplicate=False))
-    assert texts(found.train) == [(row["text"], str(row["label"])) for row in rows]
+    assert texts(found.rows.train.rows) == [(row["text"], str(row["label"])) for row in rows]
     assert found.labels == ("0", "1")
 
 
@@ -82,7 +82,7 @@ class TestLabels:
         rows = [{"text": f"text {number}", "label": value} for number, value in enumerate(values)]
         found = load(Files(tmp_path, rows, [{"text": "other", "label": values[0]}]).run)
         assert found.labels == labels
-        assert [row.label for row in found.train] == [
+        assert [row.label for row in found.rows.train.rows] == [
             str(value).strip().replace("T", "t").replace("F", "f") for value in values
         ]
 
@@ -90,8 +90,8 @@ class TestLabels:
     def test_none_and_blank_are_no_label(self, tmp_path: Path, value: Any) -> None:
         files = Files(tmp_path, [*USUAL, {"text": "who knows", "label": value}], maxDroppedFraction="0.2")
         found = load(files.run)
-        assert texts(found.train) == [(row["text"], row["label"]) for row in USUAL]
-        assert str(found.reports[0]).endswith("4 rows kept of 5 read; dropped 1: 1 without label (line 5)")
+        assert texts(found.rows.train.rows) == [(row["text"], row["label"]) for row in USUAL]
+        assert str(found.rows.reports()[0]).endswith("4 rows kept of 5 read; dropped 1: 1 without label (line 5)")
 
     @pytest.mark.parametrize(("value", "kind"), [(0.5, "float"), (1.0, "float"), (["a"], "list"), ({"a": 1}, "dict")])
     def test_other_types_are_refused(self, tmp_path: Path, value: Any, kind: str) -> None:
@@ -127,7 +127,7 @@ class TestColumns:
     def test_given_names(self, tmp_path: Path) -> None:
         rows = [{"body": row["text"], "queue": row["label"], "text": 1} for row in [*USUAL, *HELD]]
         files = Files(tmp_path, rows[:4], rows[4:], columns={"text": "body", "label": "queue"})
-        assert texts(load(files.run).train) == [(row["text"], row["label"]) for row in USUAL]
+        assert texts(load(files.run).rows.train.rows) == [(row["text"], row["label"]) for row in USUAL]
 
     def test_wrong_name_is_told_with_the_nearest(self, tmp_path: Path) -> None:
         files = Files(tmp_path, [{"Text": "a", "sentiment": "b"}])
@@ -153,14 +153,14 @@ class TestColumns:
 
     def test_a_later_row_may_leave_the_label_out(self, tmp_path: Path) -> None:
         found = load(Files(tmp_path, [*USUAL, {"text": "who knows"}], maxDroppedFraction="0.2").run)
-        assert str(found.reports[0]).endswith("dropped 1: 1 without label (line 5)")
+        assert str(found.rows.reports()[0]).endswith("dropped 1: 1 without label (line 5)")
 
 
 class TestText:
     @pytest.mark.parametrize("value", [None, "", " \t\n", "\u00a0\u2003"])
     def test_empty_is_dropped(self, tmp_path: Path, value: Any) -> None:
         found = load(Files(tmp_path, [*labelled((value, "pos")), *USUAL], maxDroppedFraction="0.2").run)
-        assert str(found.reports[0]).endswith("4 rows kept of 5 read; dropped 1: 1 with empty text (line 1)")
+        assert str(found.rows.reports()[0]).endswith("4 rows kept of 5 read; dropped 1: 1 with empty text (line 1)")
 
     def test_all_empty(self, tmp_path: Path) -> None:
         files = Files(tmp_path, labelled(("", "pos"), (" ", "neg"), (None, "pos"), ("", "neg")))
@@ -180,8 +180,8 @@ class TestText:
     def test_half_an_emoji_is_dropped(self, tmp_path: Path) -> None:
         rows = [*USUAL, {"text": "cut \ud83d", "label": "pos"}, {"text": "whole \U0001f600", "label": "pos"}]
         found = load(Files(tmp_path, rows, maxDroppedFraction="0.2").run)
-        assert found.train[-1].text == "whole \U0001f600"
-        assert str(found.reports[0]).endswith("dropped 1: 1 with half a character (line 5)")
+        assert found.rows.train.rows[-1].text == "whole \U0001f600"
+        assert str(found.rows.reports()[0]).endswith("dropped 1: 1 with half a character (line 5)")
 
     def test_pairs(self, tmp_path: Path) -> None:
         rows = [
@@ -190,10 +190,10 @@ class TestText:
         ]
         columns = {"text": "first", "textPair": "second"}
         found = load(Files(tmp_path, rows, rows[:2], columns=columns, deduplicate=False, maxDroppedFraction="0.1").run)
-        assert [(row.text, row.pair) for row in found.train[:4]] == [
+        assert [(row.text, row.pair) for row in found.rows.train.rows[:4]] == [
             ("premise 0", "claim 0"), ("premise 1", "claim 1"), ("premise 2", "claim 2"), ("premise 4", "claim 4")
         ]  # fmt: skip
-        assert "1 with empty text (line 4)" in str(found.reports[0])
+        assert "1 with empty text (line 4)" in str(found.rows.reports()[0])
 
     def test_a_pair_of_another_type(self, tmp_path: Path) -> None:
         files = Files(tmp_path, [{"text": "a", "b": 3, "label": "x"}], columns={"textPair": "b"})
@@ -204,7 +204,7 @@ class TestDroppedFraction:
     ROWS = labelled(*((f"text {n}", "ab"[n % 2]) for n in range(19)), ("", "a"))
 
     def test_at_the_limit(self, tmp_path: Path) -> None:
-        assert len(load(Files(tmp_path, self.ROWS, self.ROWS[:2], deduplicate=False).run).train) == 19
+        assert len(load(Files(tmp_path, self.ROWS, self.ROWS[:2], deduplicate=False).run).rows.train.rows) == 19
 
     def test_above(self, tmp_path: Path) -> None:
         files = Files(tmp_path, [*self.ROWS, {"text": "x", "label": None}])
@@ -216,14 +216,16 @@ class TestDroppedFraction:
 
     def test_raised(self, tmp_path: Path) -> None:
         rows = [*self.ROWS, {"text": "x", "label": None}]
-        assert len(load(Files(tmp_path, rows, labelled(("y", "a")), maxDroppedFraction="0.1").run).train) == 19
+        assert (
+            len(load(Files(tmp_path, rows, labelled(("y", "a")), maxDroppedFraction="0.1").run).rows.train.rows) == 19
+        )
 
     def test_none_are_allowed(self, tmp_path: Path) -> None:
         assert "5.0% of the rows are unusable" in Files(tmp_path, self.ROWS, maxDroppedFraction="0").refused()
 
     def test_repeats_do_not_count(self, tmp_path: Path) -> None:
         files = Files(tmp_path, USUAL * 10, maxDroppedFraction="0")
-        assert len(load(files.run).train) == 4
+        assert len(load(files.run).rows.train.rows) == 4
 
     def test_in_the_evaluation_data(self, tmp_path: Path) -> None:
         files = Files(tmp_path, USUAL, [*HELD, {"text": "", "label": "pos"}])
@@ -234,22 +236,22 @@ class TestDuplicates:
     def test_repeats_go_and_the_first_stays(self, tmp_path: Path) -> None:
         rows = [*USUAL, *labelled(("Good  ONE!", "pos"), ("good one", "neg"), ("bad one.", "neg"))]
         found = load(Files(tmp_path, rows).run)
-        assert texts(found.train) == [(row["text"], row["label"]) for row in USUAL]
-        assert str(found.reports[0]).endswith(
+        assert texts(found.rows.train.rows) == [(row["text"], row["label"]) for row in USUAL]
+        assert str(found.rows.reports()[0]).endswith(
             "4 rows kept of 7 read; dropped 3: 2 repeated (line 5, line 7), 1 repeated with another label (line 6)"
         )
 
     def test_evaluation_rows_are_not_trained_on(self, tmp_path: Path) -> None:
         rows = [*USUAL, *labelled(("GOOD two", "pos"), ("bad two", "pos"))]
         found = load(Files(tmp_path, rows).run)
-        assert texts(found.train) == [(row["text"], row["label"]) for row in USUAL]
-        assert str(found.reports[0]).endswith("dropped 2: 2 also in the evaluation data (line 5, line 6)")
-        assert len(found.evaluation) == 2
+        assert texts(found.rows.train.rows) == [(row["text"], row["label"]) for row in USUAL]
+        assert str(found.rows.reports()[0]).endswith("dropped 2: 2 also in the evaluation data (line 5, line 6)")
+        assert len(found.rows.evaluation.rows) == 2
 
     def test_kept_when_asked(self, tmp_path: Path) -> None:
         found = load(Files(tmp_path, [*USUAL, *USUAL, *HELD], deduplicate=False).run)
-        assert len(found.train) == 10
-        assert str(found.reports[0]).endswith("10 rows kept of 10 read")
+        assert len(found.rows.train.rows) == 10
+        assert str(found.rows.reports()[0]).endswith("10 rows kept of 10 read")
 
     def test_the_same_file_for_both(self, tmp_path: Path) -> None:
         files = Files(tmp_path, USUAL, USUAL)
@@ -263,7 +265,7 @@ class TestDuplicates:
         rows = [{"text": first, "other": second, "label": "xy"[n % 2]} for n, (first, second) in enumerate(pairs)]
         held = [{"text": "z", "other": "z", "label": "x"}]
         found = load(Files(tmp_path, rows, held, columns={"textPair": "other"}).run)
-        assert [(row.text, row.pair) for row in found.train] == pairs[:4]
+        assert [(row.text, row.pair) for row in found.rows.train.rows] == pairs[:4]
 
 
 class TestHoldingOut:
@@ -271,13 +273,13 @@ class TestHoldingOut:
 
     def test_a_tenth_by_default(self, tmp_path: Path) -> None:
         found = load(Files(tmp_path, self.ROWS, None).run)
-        assert (len(found.train), len(found.evaluation)) == (90, 10)
-        [report] = found.reports
+        assert (len(found.rows.train.rows), len(found.rows.evaluation.rows)) == (90, 10)
+        [report] = found.rows.reports()
         assert str(report).endswith("100 rows kept of 100 read, 10 of them held out for evaluation")
 
     def test_the_fraction_asked_for(self, tmp_path: Path) -> None:
         found = load(Files(tmp_path, self.ROWS, None, splitFraction="0.35").run)
-        assert (len(found.train), len(found.evaluation)) == (65, 35)
+        assert (len(found.rows.train.rows), len(found.rows.evaluation.rows)) == (65, 35)
 
     def test_too_few_rows(self, tmp_path: Path) -> None:
         files = Files(tmp_path, labelled(("a", "x"), ("b", "y")), None)
@@ -288,7 +290,7 @@ class TestHoldingOut:
 
     def test_repeats_are_gone_first(self, tmp_path: Path) -> None:
         found = load(Files(tmp_path, self.ROWS * 2, None).run)
-        assert (len(found.train), len(found.evaluation)) == (90, 10)
+        assert (len(found.rows.train.rows), len(found.rows.evaluation.rows)) == (90, 10)
 
 
 class TestNoRows:
@@ -318,4 +320,4 @@ def test_majority_is_of_the_training_rows(tmp_path: Path) -> None:
 def test_the_same_rows_every_time(tmp_path: Path) -> None:
     run = Files(tmp_path, TestHoldingOut.ROWS, None).run
     assert load(run) == load(run)
-    assert json.loads(json.dumps([str(report) for report in load(run).reports]))
+    assert json.loads(json.dumps([str(report) for report in load(run).rows.reports()]))

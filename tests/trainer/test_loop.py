@@ -60,6 +60,10 @@ def pad_more(task: Any, columns: int) -> None:
     task.collate = wider
 
 
+def evaluated(loop: TrainingLoop, batch_size: int) -> dict[str, float]:
+    return evaluate(loop.model, loop.forward, loop.task, loop.task.evaluation, batch_size, loop.device, StopFlag())
+
+
 def assert_same(first: tuple[float, dict[str, Tensor]], second: tuple[float, dict[str, Tensor]]) -> None:
     assert first[0] == pytest.approx(second[0], abs=PRECISE)
     assert first[1].keys() == second[1].keys()
@@ -128,8 +132,8 @@ def test_cross_entropy_is_computed_in_float32() -> None:
 @pytest.mark.parametrize("batch_size", [1, 5, 24])
 def test_evaluation_does_not_depend_on_its_batches(still_bert: Path, tmp_path: Path, batch_size: int) -> None:
     loop = make_loop(make_run(tmp_path, still_bert, FULL))
-    expected = evaluate(loop.model, loop.task, 64, loop.device, loop.autocast, StopFlag())
-    found = evaluate(loop.model, loop.task, batch_size, loop.device, loop.autocast, StopFlag())
+    expected = evaluated(loop, 64)
+    found = evaluated(loop, batch_size)
     assert found == pytest.approx(expected, abs=PRECISE)
 
 
@@ -137,10 +141,10 @@ def test_evaluation_draws_nothing_and_changes_nothing(tiny_bert: Path, tmp_path:
     loop = make_loop(make_run(tmp_path, tiny_bert, FULL))
     loop.model.train()
     state = torch.get_rng_state()
-    first = evaluate(loop.model, loop.task, 8, loop.device, loop.autocast, StopFlag())
+    first = evaluated(loop, 8)
     assert torch.equal(torch.get_rng_state(), state)
     assert loop.model.training
-    assert evaluate(loop.model, loop.task, 8, loop.device, loop.autocast, StopFlag()) == first
+    assert evaluated(loop, 8) == first
     assert all(parameter.grad is None for parameter in loop.model.parameters())
 
 
@@ -149,7 +153,7 @@ def test_evaluation_is_interrupted(tiny_bert: Path, tmp_path: Path) -> None:
     loop.stop.is_set = True
     loop.model.train()
     with pytest.raises(EvaluationInterrupted):
-        evaluate(loop.model, loop.task, 8, loop.device, loop.autocast, loop.stop)
+        evaluate(loop.model, loop.forward, loop.task, loop.task.evaluation, 8, loop.device, loop.stop)
     assert loop.model.training
     with pytest.raises(Stopped, match="stopped at step 0"):
         loop.run()
@@ -307,16 +311,14 @@ def test_absurd_learning_rate_from_the_first_step(tiny_bert: Path, tmp_path: Pat
         storage.check_directory(path)
 
 
-def scripted(loop: TrainingLoop, values: list[float]) -> TrainingLoop:
-    """A loop whose evaluations give these accuracies in turn."""
-    remaining = iter(values)
+def scripted(loop: TrainingLoop, values: list[float], metric: str = "accuracy") -> TrainingLoop:
+    """A loop whose evaluations give these values of a metric in turn."""
+    remaining, measure = iter(values), loop.judge._measure
 
-    def evaluate_as_told(when: str) -> dict[str, float]:
-        metrics = {"accuracy": next(remaining), "loss": 0.5}
-        loop.progress.evaluation(when, loop.state.step, metrics)
-        return metrics
+    def measure_as_told(*arguments: Any) -> dict[str, float]:
+        return measure(*arguments) | {metric: next(remaining)}
 
-    loop._evaluate = evaluate_as_told  # type: ignore[method-assign]
+    loop.judge._measure = measure_as_told  # type: ignore[method-assign]
     return loop
 
 
@@ -367,10 +369,7 @@ def test_lower_is_better_for_a_loss(tiny_bert: Path, tmp_path: Path) -> None:
         training={"maxSteps": 6},
         evaluation={"everySteps": 2, "metric": "loss", "earlyStopping": {"patience": 1}},
     )
-    loop = make_loop(run)
-    values = iter([0.9, 0.5, 0.6, 0.5])
-    loop._evaluate = lambda _: {"accuracy": 0.5, "loss": next(values)}  # type: ignore[method-assign]
-    state = loop.run()
+    state = scripted(make_loop(run), [0.9, 0.5, 0.6, 0.5], "loss").run()
     assert (state.best_step, state.step, state.stopped_early) == (2, 4, True)
 
 
@@ -406,7 +405,7 @@ def test_progress_says_what_happens(tiny_bert: Path, tmp_path: Path, monkeypatch
     assert (last.step, last.percent, last.eta_seconds) == (5, 100, 0)
     assert last.last_checkpoint is not None
     assert last.last_checkpoint.step == 5
-    assert last.evaluation.keys() == {"accuracy", "macroF1", "loss"}
+    assert last.evaluation.keys() == {"accuracy", "macroF1", "loss", "klToBase"}
     for value in (last.loss, last.grad_norm, last.learning_rate, last.tokens_per_second):
         assert value is not None
         assert value > 0

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune_trainer import losses
+from finetune_trainer.batching import Batch
 from finetune_trainer.metrics import ClassificationMetrics
 
 
@@ -39,7 +40,7 @@ def measured(targets: list[int], logits_BC: torch.Tensor, cuts: list[int]) -> di
     for start, end in itertools.pairwise(edges):
         if start < end:
             part, part_targets = logits_BC[start:end], torch.tensor(targets[start:end])
-            metrics.update(part, part_targets, losses.cross_entropy(part, part_targets, 1.0).item())
+            metrics.update([], Batch({}, part_targets, 0), part, losses.cross_entropy(part, part_targets, 1.0).item())
     return metrics.compute()
 
 
@@ -92,14 +93,14 @@ def test_loss_does_not_depend_on_the_batch_size(batch_size: int) -> None:
 
 def test_a_loss_that_is_not_finite_stays_so() -> None:
     metrics = ClassificationMetrics(2)
-    metrics.update(torch.tensor([[math.nan, 0.0]]), torch.tensor([0]), math.nan)
-    metrics.update(torch.tensor([[1.0, 0.0]]), torch.tensor([0]), 0.3)
+    metrics.update([], Batch({}, torch.tensor([0]), 0), torch.tensor([[math.nan, 0.0]]), math.nan)
+    metrics.update([], Batch({}, torch.tensor([0]), 0), torch.tensor([[1.0, 0.0]]), 0.3)
     assert math.isnan(metrics.compute()["loss"])
 
 
 def test_ten_thousand_classes_take_little_memory() -> None:
     metrics = ClassificationMetrics(10_000)
-    metrics.update(torch.eye(10_000)[:64], torch.arange(64), 1.0)
+    metrics.update([], Batch({}, torch.arange(64), 0), torch.eye(10_000)[:64], 1.0)
     tensors = [value for value in vars(metrics).values() if isinstance(value, torch.Tensor)]
     assert sum(tensor.nbytes for tensor in tensors) < 2**20
     assert metrics.compute()["accuracy"] == 1.0

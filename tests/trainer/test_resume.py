@@ -244,7 +244,7 @@ def test_stopped_while_the_best_weights_are_evaluated(references: dict[str, Refe
     """The last checkpoint stays that of the last step; the best weights must not be saved as if they were."""
     reference = references["full"]
     run = reference.again(tmp_path)
-    restore = "finetune_trainer.loop:TrainingLoop._restore_best"
+    restore = "finetune_trainer.judge:Judge.best"
     assert run_trainer(run, functools.partial(processes.signal_before, restore, 1)) == ExitCode.STOPPED
     assert not output(run).exists()
     assert checkpoints(run)[0].name == reference.end["step"]

@@ -208,8 +208,7 @@ def test_full_disk_while_exporting(
     disk = small_disk(1024)
 
     def write(target: Path) -> str:
-        texts = loop.task.probe_texts(2)
-        return export(target, loop.tuning, loop.task._tokenizer, texts, 48, lambda _: "card" * 2000)  # type: ignore[attr-defined]
+        return export(target, loop.tuning, loop.task, lambda _: "card" * 2000)
 
     write(tmp_path / "whole")
     needed = sum(-(-path.stat().st_size // 4096) * 4096 for path in (tmp_path / "whole").iterdir())

@@ -1,6 +1,6 @@
 """Cuts rows into batches: length-bucketed, seeded, resumable; padded only to the longest row of a micro-batch.
 
-Legend of tensor shapes: B rows, L tokens, C classes.
+Legend of tensor shapes: B rows, L tokens, U units (supervised predictions), C classes.
 """
 
 from __future__ import annotations
@@ -16,35 +16,51 @@ from torch import Tensor
 # a third and more), and batches stay random enough. Twice as many would halve it.
 POOL_BATCHES = 32
 
+NO_UNIT = -100
+"""In the target of a token: nothing is predicted here."""
+UNLABELED = -101
+"""The target of a unit of which none is known: a teacher's answer is learnt there, or nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One tokenised row."""
+    """One tokenised row, or a window of one."""
 
     input_ids: list[int]
     token_type_ids: list[int] | None
-    target: int
-    """The class number."""
+    target: int | list[int] | tuple[int, int]
+    """The class number; one a token; or the first and the last token of the answer."""
+    row: int = -1
+    """The number of the row it comes from. Windows of one row share it."""
+    window: int = 0
+    """Which of the row's windows, counted from 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Rows as tensors, padded on the right."""
 
-    inputs: dict[str, Tensor]
-    """What the model takes: input_ids, attention_mask and perhaps token_type_ids, each [B, L]."""
+    inputs: dict[str, Any]
+    """What the model takes: input_ids [B, L] and what belongs to them, such as attention_mask [B, L]."""
     targets: Tensor
+    """The units' classes [U]; UNLABELED where unknown."""
     num_tokens: int
     """Real tokens, without padding."""
+    units: Tensor | None = None
+    """Where the units are [B, L], for tasks that predict tokens."""
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
-        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
-        return Batch(moved, self.targets.to(device, non_blocking=True), self.num_tokens)
+        moved = {
+            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in self.inputs.items()
+        }
+        units = self.units.to(device, non_blocking=True) if self.units is not None else None
+        return Batch(moved, self.targets.to(device, non_blocking=True), self.num_tokens, units)
 
 
-def collate(examples: Sequence[Example], pad_token_id: int) -> Batch:
-    """Pad examples to the longest of them."""
+def pad(examples: Sequence[Example], pad_token_id: int) -> dict[str, Tensor]:
+    """The examples' inputs [B, L], padded to the longest of them."""
     longest = max(len(example.input_ids) for example in examples)
 
     def padded(rows: list[list[int]], value: int) -> Tensor:
@@ -57,8 +73,13 @@ def collate(examples: Sequence[Example], pad_token_id: int) -> Batch:
     token_types = [example.token_type_ids for example in examples if example.token_type_ids is not None]
     if token_types:
         inputs["token_type_ids"] = padded(token_types, 0)
+    return inputs
+
+
+def collate(examples: Sequence[Example], pad_token_id: int) -> Batch:
+    """Examples with one class each as a batch; its units are the rows."""
     targets = torch.tensor([example.target for example in examples])
-    return Batch(inputs, targets, sum(len(example.input_ids) for example in examples))
+    return Batch(pad(examples, pad_token_id), targets, sum(len(example.input_ids) for example in examples))
 
 
 class BucketSampler:

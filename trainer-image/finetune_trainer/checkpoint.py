@@ -16,7 +16,7 @@ from torch import Tensor
 
 from finetune_trainer import storage
 
-_FORMAT = 1  # raised when older checkpoints could no longer be resumed from
+_FORMAT = 2  # raised when older checkpoints could no longer be resumed from
 _NAME = re.compile(r"step-(\d{8,})")
 _BEST_NAME = re.compile(r"best-(\d{8,})")
 
@@ -87,6 +87,19 @@ class CheckpointStore:
         self._check_best(step)
         return load_file(self._best(step) / "weights.safetensors")
 
+    def save_base(self, tensors: dict[str, Tensor]) -> None:
+        """Write what the model said before training."""
+        storage.write_directory(self._base, lambda directory: save_file(tensors, directory / "predictions.safetensors"))
+
+    def load_base(self) -> dict[str, Tensor] | None:
+        """What the model said before training; None, and said why, where it cannot be read."""
+        try:
+            storage.check_directory(self._base)
+        except storage.NotWhole as error:
+            self._notify(f"the divergence from the base is not measured: {error}")
+            return None
+        return load_file(self._base / "predictions.safetensors")
+
     def newest(self) -> Checkpoint | None:
         """The newest valid checkpoint of this run; says which ones it passes over and why."""
         for other in self._directory.parent.glob(f"{self._owner}-*"):
@@ -112,6 +125,10 @@ class CheckpointStore:
                 saved_at=datetime.fromtimestamp((path / storage.MANIFEST).stat().st_mtime, UTC),
             )
         return None
+
+    @property
+    def _base(self) -> Path:
+        return self._directory / "base"
 
     def _best(self, step: int) -> Path:
         return self._directory / f"best-{step:08d}"

@@ -1,11 +1,15 @@
-"""The training loop: step, check, evaluate, save, stop."""
+"""The training loop: step, check, evaluate, save, stop.
+
+Legend of tensor shapes: U units (supervised predictions), C classes.
+"""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -17,32 +21,15 @@ from finetune_trainer import optim
 from finetune_trainer.batching import BucketSampler
 from finetune_trainer.checkpoint import Checkpoint, CheckpointStore
 from finetune_trainer.errors import Stopped, non_finite
-from finetune_trainer.evaluation import EvaluationInterrupted, evaluate
+from finetune_trainer.evaluation import EvaluationInterrupted
+from finetune_trainer.judge import Judge, RunState
+from finetune_trainer.objective import Objective, TaskLoss
 from finetune_trainer.progress import ProgressLog
 from finetune_trainer.stop import StopFlag
 from finetune_trainer.strategies import Tuning
 from finetune_trainer.tasks import Task
 
 DEFAULT_EPOCHS = 3
-
-
-@dataclass(slots=True)
-class RunState:
-    """What a run knows besides weights: all of it is saved, so that a resumed run decides as the first would have."""
-
-    step: int = 0
-    before: dict[str, float] = field(default_factory=dict)
-    """Evaluation before training."""
-    last: dict[str, float] = field(default_factory=dict)
-    """The newest evaluation."""
-    evaluated_step: int = 0
-    """The step of the newest evaluation."""
-    best_step: int | None = None
-    best_value: float | None = None
-    evaluations_without_gain: int = 0
-    stopped_early: bool = False
-    seconds: float = 0.0
-    """Time spent by all attempts, up to the newest checkpoint."""
 
 
 class TrainingLoop:
@@ -66,7 +53,8 @@ class TrainingLoop:
         self.progress = progress
         self.stop = stop
         self.device = device
-        self.metric = spec.metric()
+        self.objective: Objective = tuning.objective or TaskLoss(task)
+        self.judge = Judge(spec, task, tuning.model, self.forward, checkpoints, progress, stop, device)
         self.learning_rate = spec.training.learning_rate or tuning.default_learning_rate
         self.optimizer = optim.make_optimizer(tuning.trained, spec.training, self.learning_rate)
         self.parameters = [entry.parameter for entry in tuning.trained.values()]
@@ -85,13 +73,14 @@ class TrainingLoop:
             torch.manual_seed(self.spec.training.seed)
         self.progress.start(self.state.step, self.total_steps)
         if not self.state.before:
-            self.state.before = self.state.last = self._evaluate("before")
+            self._evaluate("before")
         self.progress.start(self.state.step, self.total_steps)  # again, so that steps alone count for the ETA
         self.model.train()
         while True:
             # A resumed run starts here too, so an evaluation or a save that was cut off is made up first.
             if self._evaluation_is_due():
-                self._evaluate_and_decide()
+                self._evaluate("after" if self.state.step == self.total_steps else "during")
+                self.judge.decide(self.state, self._weights, is_last=self.state.step == self.total_steps)
             if self._save_is_due():
                 self._save()
             if self._is_done():
@@ -100,32 +89,38 @@ class TrainingLoop:
                 self._save()
                 raise Stopped(self.state.step)
             self.train_step()
-        self._restore_best()
+        if (best := self.judge.best(self.state)) is not None:
+            self._load_weights(best)
+            self._evaluate("after")
+        self.judge.check_retention(self.state)
         return self.state
 
     def train_step(self) -> float:
         """One optimizer step; returns the loss. The update is not made when loss or gradient is not finite."""
+        if self.tuning.before_step is not None:
+            self.tuning.before_step(self.state.step)
         rows = self.sampler.next()
+        if self.tuning.choose_rows is not None:
+            rows = self.tuning.choose_rows(self.state.step, rows)
         examples = [self.task.train[row] for row in rows]
-        num_units = self.task.num_units(examples)
-        micro_batch_size = self.spec.training.micro_batch_size or len(examples)
-        loss = torch.zeros((), device=self.device)
+        size = self.spec.training.micro_batch_size or len(rows)
+        sums: dict[str, torch.Tensor] = {}
         num_tokens = 0
-        for start in range(0, len(examples), micro_batch_size):
-            batch = self.task.collate(examples[start : start + micro_batch_size]).to(self.device)
-            with self.autocast():
-                logits = self.model(**batch.inputs).logits
+        for start in range(0, len(rows), size):
+            batch = self.task.collate(examples[start : start + size]).to(self.device)
             # Every part is divided by the units of the whole batch, so the sum does not depend on the split.
-            part = self.task.loss(logits, batch, num_units)
-            part.backward()
-            loss += part.detach()
+            terms = self.objective.terms(self.forward, batch, rows[start : start + size], examples, self.state.step)
+            _backward(terms, sums)
             num_tokens += batch.num_tokens
+        if self.tuning.penalty is not None:
+            _backward({"penalty": self.tuning.penalty()}, sums)
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.spec.training.max_grad_norm)
-        # One transfer for both; the loss is looked at before the update, so a bad one never reaches the weights.
-        loss_value, norm_value = torch.stack([loss, grad_norm]).tolist()
+        # One transfer for all; the loss is looked at before the update, so a bad one never reaches the weights.
+        *values, norm_value = torch.stack([*sums.values(), grad_norm]).tolist()
         step = self.state.step + 1
-        if not math.isfinite(loss_value):
-            raise non_finite(f"the loss is {loss_value}", step)
+        for name, value in zip(sums, values, strict=True):
+            if not math.isfinite(value):
+                raise non_finite(f"the loss is {value}" + (f" ({name})" if len(sums) > 1 else ""), step)
         if not math.isfinite(norm_value):
             raise non_finite(f"the gradient's norm is {norm_value}", step)
         factor = optim.learning_rate_factor(self.state.step, self.total_steps, self.spec.training)
@@ -135,47 +130,35 @@ class TrainingLoop:
         self.state.step = step
         self.progress.step(
             step,
-            loss=loss_value,
+            loss=sum(values),
+            terms=dict(zip(sums, values, strict=True)) if len(sums) > 1 else {},
             learning_rate=self.learning_rate * factor,
             grad_norm=norm_value,
             epoch=self.sampler.epochs_done,
             tokens=num_tokens,
         )
-        return loss_value
+        return sum(values)
+
+    def forward(self, **inputs: Any) -> Any:
+        """The model's output for a batch's inputs, in the run's precision."""
+        with self.autocast():
+            return self.model(**inputs)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of a forward pass."""
         return devices.autocast(self.spec.training.precision, self.device)
 
-    def _evaluate(self, when: str) -> dict[str, float]:
+    def _evaluate(self, when: str) -> None:
         try:
-            metrics = evaluate(
-                self.model, self.task, self.spec.evaluation.batch_size, self.device, self.autocast, self.stop
-            )
+            if when == "before":
+                self.judge.evaluate_base(self.state)
+            else:
+                self.judge.evaluate(when, self.state)
         except EvaluationInterrupted:
             # The step is saved without this evaluation; the resumed run makes it up before it goes on.
             self._save()
             raise Stopped(self.state.step) from None
-        if not math.isfinite(metrics["loss"]):
-            raise non_finite(f"the evaluation loss is {metrics['loss']}", self.state.step)
-        self.progress.evaluation(when, self.state.step, metrics)
-        return metrics
-
-    def _evaluate_and_decide(self) -> None:
-        """Evaluate; with early stopping also keep the best weights, and stop when patience is out."""
-        state, stopping = self.state, self.spec.evaluation.early_stopping
-        state.last = self._evaluate("after" if state.step == self.total_steps else "during")
-        state.evaluated_step = state.step
-        if stopping is None:
-            return
-        value = state.last[self.metric]
-        sign = 1 if self.metric.higher_is_better else -1
-        if state.best_value is None or sign * (value - state.best_value) > stopping.min_delta:
-            state.best_value, state.best_step, state.evaluations_without_gain = value, state.step, 0
-            self.checkpoints.save_best(state.step, self._weights())
-        else:
-            state.evaluations_without_gain += 1
-            state.stopped_early = state.evaluations_without_gain >= stopping.patience and state.step < self.total_steps
+        self.state.evaluated_step = self.state.step
 
     def _is_done(self) -> bool:
         return self.state.stopped_early or self.state.step == self.total_steps
@@ -237,17 +220,14 @@ class TrainingLoop:
         for name, entry in self.tuning.trained.items():
             entry.parameter.copy_(weights[name])
 
-    def _restore_best(self) -> None:
-        """After early stopping was asked for, the result is the best evaluated model, not the last."""
-        best = self.state.best_step
-        if best is not None and best != self.state.step:
-            self._load_weights(self.checkpoints.load_best(best))
-            self.progress.note(
-                f"the weights of step {best} are the result: best {self.metric} {self.state.best_value:.4f}"
-            )
-            self.state.last = self._evaluate("after")
-
     def _count_time(self) -> None:
         now = time.monotonic()
         self.state.seconds += now - self._clock
         self._clock = now
+
+
+def _backward(terms: Mapping[str, torch.Tensor], sums: dict[str, torch.Tensor]) -> None:
+    """Add the gradient of terms to the parameters', and their values to sums."""
+    torch.stack([*terms.values()]).sum().backward()
+    for name, term in terms.items():
+        sums[name] = sums[name] + term.detach() if name in sums else term.detach()

@@ -6,6 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def cross_entropy(logits_BC: Tensor, targets_B: Tensor, denominator: float) -> Tensor:
-    """Sum of the rows' cross-entropies over `denominator` (for a mean: the rows of the whole batch), in float32."""
-    return F.cross_entropy(logits_BC.float(), targets_B, reduction="sum") / denominator
+def cross_entropy(logits_UC: Tensor, targets_U: Tensor, denominator: float) -> Tensor:
+    """Sum of the labelled units' cross-entropies over `denominator` (for a mean: those of the whole batch), in float32.
+
+    Units whose target is negative have no label and count for nothing. Classes with a logit of -inf are impossible.
+    """
+    targets_U = targets_U.clamp(min=-1)
+    return F.cross_entropy(logits_UC.float(), targets_U, ignore_index=-1, reduction="sum") / denominator

@@ -39,7 +39,10 @@ class Loaded:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     head: frozenset[str]
-    """Names of the parameters outside the pretrained body, and of those that the checkpoint did not have."""
+    """Names of the parameters outside the pretrained body, and of those that the checkpoint did not have.
+
+    A pretrained output layer over the vocabulary is no head: it knows the language as the body does.
+    """
 
 
 def check_directory(directory: Path) -> None:
@@ -129,6 +132,9 @@ def load_model(auto_class: Any, directory: Path, tokenizer: PreTrainedTokenizerB
     body = f"{model.base_model_prefix}."
     inside = {name for name in names if name.startswith(body)} or set(names)
     _check_fit(directory, inside, new, replaced)
+    output = model.get_output_embeddings()
+    over_vocabulary = {id(parameter) for parameter in output.parameters()} if output is not None else set()
+    inside |= {name for name, parameter in model.named_parameters() if id(parameter) in over_vocabulary}
     return Loaded(model, tokenizer, frozenset(name for name in names if name in new or name not in inside))
 
 
@@ -169,6 +175,11 @@ def _check_config(directory: Path) -> None:
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise _invalid(f"{file}: has no model_type", "a model directory is what save_pretrained writes")
     kind = config["model_type"]
+    if kind == "finetune-adapters":
+        raise _invalid(
+            f"{directory}: the output of an adapter job, not a whole model",
+            "name its base model here, and the output in strategy.adapter.stackOn",
+        )
     if kind not in CONFIG_MAPPING:
         if "auto_map" in config:
             raise _invalid(

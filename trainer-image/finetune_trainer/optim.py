@@ -23,6 +23,8 @@ class Trained:
     is_head: bool = False
     rate_scale: float = 1.0
     """Its share of the learning rate (layer-wise decay)."""
+    is_decayed: bool = True
+    """Whether weight decay may shrink it; biases and norms never are."""
 
 
 def make_optimizer(trained: Mapping[str, Trained], training: TrainingSpec, learning_rate: float) -> torch.optim.AdamW:
@@ -32,7 +34,7 @@ def make_optimizer(trained: Mapping[str, Trained], training: TrainingSpec, learn
     for entry in trained.values():
         rate = (head_rate if entry.is_head else learning_rate) * entry.rate_scale
         # Biases and norms are vectors; shrinking them towards zero is no regularisation.
-        decay = training.weight_decay if entry.parameter.ndim >= 2 else 0.0
+        decay = training.weight_decay if entry.is_decayed and entry.parameter.ndim >= 2 else 0.0
         groups.setdefault((rate, decay), []).append(entry.parameter)
     return torch.optim.AdamW(
         [

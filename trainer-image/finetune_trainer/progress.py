@@ -69,9 +69,20 @@ class ProgressLog:
         self._append_progress()
 
     def step(
-        self, step: int, *, loss: float, learning_rate: float, grad_norm: float, epoch: float, tokens: int
+        self,
+        step: int,
+        *,
+        loss: float,
+        terms: dict[str, float],
+        learning_rate: float,
+        grad_norm: float,
+        epoch: float,
+        tokens: int,
     ) -> None:
-        """A step is done. Written at most ten times a second; the loss is then a mean over the steps in between."""
+        """A step is done. Written at most ten times a second; the loss is then a mean over the steps in between.
+
+        `terms` are the weighted parts of the loss by name, where there is more than one.
+        """
         self._losses.append(loss)
         self._tokens += tokens
         now = time.monotonic()
@@ -83,6 +94,7 @@ class ProgressLog:
             epoch=round(epoch, 3),
             eta_seconds=round(remaining * seconds_per_step),
             loss=_shown(sum(self._losses) / len(self._losses)),
+            loss_terms={name: shown for name, value in terms.items() if (shown := _shown(value)) is not None},
             learning_rate=_shown(learning_rate),
             grad_norm=_shown(grad_norm),
             tokens_per_second=round(self._tokens / max(now - self._written_at, 1e-6), 1),
@@ -92,10 +104,10 @@ class ProgressLog:
             self._written_at, self._tokens, self._losses = now, 0, []
             self._append_progress()
 
-    def evaluation(self, when: str, step: int, metrics: dict[str, float]) -> None:
+    def evaluation(self, when: str, step: int, metrics: dict[str, float], forgetting: float | None) -> None:
         """An evaluation is done: "before", "during" or "after" training."""
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        self._update(evaluation=finite)
+        self._update(evaluation=finite, forgetting=forgetting)
         self._append({"event": "evaluation", "when": when, "step": step, "metrics": finite})
         self._append_progress()
 

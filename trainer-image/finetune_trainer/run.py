@@ -15,13 +15,14 @@ from finetune_api.run import Run
 from finetune_api.support import unsupported
 from finetune_api.v1alpha1.status import Result
 from finetune_trainer import device as devices
-from finetune_trainer import storage
+from finetune_trainer import forgetting, storage
 from finetune_trainer.checkpoint import CheckpointStore
 from finetune_trainer.data.sources import local_path, model_directory
 from finetune_trainer.errors import Stopped, TrainerError
-from finetune_trainer.export import NUM_PROBES, check_target, export
+from finetune_trainer.export import check_target, export
 from finetune_trainer.export.card import model_card
-from finetune_trainer.loop import RunState, TrainingLoop
+from finetune_trainer.judge import DIVERGENCE, RETENTION, RunState
+from finetune_trainer.loop import TrainingLoop
 from finetune_trainer.models import num_parameters
 from finetune_trainer.progress import ProgressLog
 from finetune_trainer.stop import StopFlag
@@ -46,25 +47,23 @@ def execute(run: Run, progress: ProgressLog, stop: StopFlag) -> Result:
             progress.note(line)
         torch.manual_seed(spec.training.seed)  # new heads and adapters are drawn from it
         loaded = task.load_model()
-        tuning = prepare(run, loaded, directory)
+        tuning = prepare(run, task, loaded, directory, device, progress.note)
         tuning.model.to(device)
         checkpoints = CheckpointStore(
             work_dir / "checkpoints",
             f"{run.uid}/{run.digest()}",
             spec.checkpoint.keep,
             progress.note,
-            inputs=inputs_digest(task, directory),
+            inputs=inputs_digest(task, directory, tuning),
         )
         state = TrainingLoop(spec, task, tuning, checkpoints, progress, stop, device).run()
         if stop.is_set:  # the last checkpoint is saved; an export could outlast the grace period
             raise Stopped(state.step)
-        result = make_result(run, target, task, tuning, state)
-
-        def card(difference: float) -> str:
-            return model_card(run, result, task.labels, task.data_report, tuning.loader, difference)
-
+        result = make_result(run, task, tuning, state)
         progress.note(f"exporting to {target}, reloading it in a fresh process and comparing")
-        digest = export(target, tuning, loaded.tokenizer, task.probe_texts(NUM_PROBES), task.max_length, card)
+        digest = export(
+            target, tuning, task, lambda difference: model_card(run, result, task, tuning.loader, difference)
+        )
         return result.model_copy(update={"digest": digest})
 
 
@@ -74,13 +73,13 @@ def refuse_unsupported(run: Run) -> None:
         raise TrainerError(ExitCode.SPEC_INVALID, "; ".join(map(str, problems)))
 
 
-def inputs_digest(task: Task, model_directory: Path) -> str:
-    """A digest over what the URIs of the spec held: the rows as they are trained on, and the model's files.
+def inputs_digest(task: Task, model_directory: Path, tuning: Tuning) -> str:
+    """A digest over what the URIs of the spec held: the rows as they are trained on, the model's files, the others.
 
     Somebody may mend the data and start the job again; checkpoints of the old data must not pass for the new.
     """
-    digest = hashlib.sha256()
-    for examples in (task.train, task.evaluation):
+    digest = hashlib.sha256(tuning.inputs.encode())
+    for examples in (task.train, task.evaluation, task.retention):
         for example in examples:
             digest.update(repr(example).encode())
         digest.update(b"/")
@@ -90,8 +89,9 @@ def inputs_digest(task: Task, model_directory: Path) -> str:
     return digest.hexdigest()
 
 
-def make_result(run: Run, target: Path, task: Task, tuning: Tuning, state: RunState) -> Result:
+def make_result(run: Run, task: Task, tuning: Tuning, state: RunState) -> Result:
     """What tuning did; the digest is filled in after the export."""
+    trained = {id(entry.parameter) for entry in tuning.trained.values()}
     return Result(
         uri=run.spec.output.uri,
         digest="sha256:" + "0" * 64,
@@ -99,7 +99,8 @@ def make_result(run: Run, target: Path, task: Task, tuning: Tuning, state: RunSt
         before=state.before,
         after=state.last,
         baseline=task.baseline,
-        trainable_parameters=num_parameters(entry.parameter for entry in tuning.trained.values()),
+        # Of the model alone: what only helps to train it, such as a projection to its teacher's width, is left behind.
+        trainable_parameters=num_parameters(one for one in tuning.model.parameters() if id(one) in trained),
         # peft trains a copy of the head and keeps the original, which is not a part of the tuned model.
         total_parameters=num_parameters(
             parameter for name, parameter in tuning.model.named_parameters() if ".original_module." not in name
@@ -107,7 +108,15 @@ def make_result(run: Run, target: Path, task: Task, tuning: Tuning, state: RunSt
         steps=state.step,
         stopped_early=state.stopped_early,
         duration_seconds=state.seconds,
+        forgetting=forgetting_of(run, state),
     )
+
+
+def forgetting_of(run: Run, state: RunState) -> dict[str, float]:
+    """The deciding metric on the retention rows before and after, and the divergence from the base."""
+    name = forgetting.name_of(RETENTION, run.spec.metric())
+    found = {"before": state.before.get(name), "after": state.last.get(name), DIVERGENCE: state.last.get(DIVERGENCE)}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 @contextmanager

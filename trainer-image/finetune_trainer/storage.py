@@ -56,9 +56,11 @@ def write_directory(target: Path, fill: Callable[[Path], None]) -> None:
             raise
 
 
-def check_directory(directory: Path) -> None:
-    """Raise NotWhole unless every file is there with the size and SHA-256 of the manifest."""
+def check_directory(directory: Path, endings: tuple[str, ...] = ("",)) -> None:
+    """Raise NotWhole unless every file (with such an ending) is there with the size and SHA-256 of the manifest."""
     for name, (size, sha256) in _manifest(directory).items():
+        if not name.endswith(endings):
+            continue
         path = directory / name
         if not path.is_file():
             raise NotWhole(f"{name} is missing")

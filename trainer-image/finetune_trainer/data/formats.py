@@ -1,4 +1,4 @@
-"""Reads rows from jsonl, csv and parquet files; every row knows its place, so that an error can name it."""
+"""Reads rows from files of every format; every row knows its place, so that an error can name it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from typing import Any, NoReturn
 from finetune_api.exit_codes import ExitCode
 from finetune_api.problems import nearest
 from finetune_api.v1alpha1.sources import DataFormat
+from finetune_trainer.data.class_names import class_names_in, with_names
+from finetune_trainer.data.conll import read_sentences
+from finetune_trainer.data.squad import read_questions
 from finetune_trainer.errors import TrainerError
 
 _FORMAT_OF_SUFFIX = {
@@ -21,6 +24,10 @@ _FORMAT_OF_SUFFIX = {
     ".csv": DataFormat.CSV,
     ".tsv": DataFormat.CSV,
     ".parquet": DataFormat.PARQUET,
+    ".conll": DataFormat.CONLL,
+    ".iob": DataFormat.CONLL,
+    ".bio": DataFormat.CONLL,
+    ".json": DataFormat.SQUAD,
 }
 _SHOWN = 40
 
@@ -73,7 +80,13 @@ def _reader(path: Path, format: DataFormat | None) -> Callable[[Path], Iterator[
             f"{path}: the format cannot be told from the ending {path.suffix!r}",
             f"use {', '.join(_FORMAT_OF_SUFFIX)}, or set format to {', '.join(DataFormat)}",
         )
-    return {DataFormat.JSONL: _read_jsonl, DataFormat.CSV: _read_csv, DataFormat.PARQUET: _read_parquet}[kind]
+    return {
+        DataFormat.JSONL: _read_jsonl,
+        DataFormat.CSV: _read_csv,
+        DataFormat.PARQUET: _read_parquet,
+        DataFormat.CONLL: _read_conll,
+        DataFormat.SQUAD: _read_squad,
+    }[kind]
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
@@ -160,13 +173,24 @@ def _read_parquet(path: Path) -> Iterator[Row]:
                 raise _invalid(
                     f"{path}: has the column {shown(repeated[0])} twice", "give every column a name of its own"
                 )
+            names = class_names_in(file.schema_arrow.metadata)
             for batch in file.iter_batches(batch_size=4096):
                 for values in batch.to_pylist():
                     number += 1
-                    yield Row(f"row {number}", values)
+                    yield Row(f"row {number}", with_names(values, names))
     except (pyarrow.ArrowException, OverflowError, UnicodeDecodeError) as error:
         place = f" after row {number}" if number else ""
         raise _invalid(f"{path}{place}: not a valid parquet file: {_one_line(error)}", "write it again") from None
+
+
+def _read_conll(path: Path) -> Iterator[Row]:
+    for line, words, tags in read_sentences(path):
+        yield Row(f"line {line}", {"tokens": words} if tags is None else {"tokens": words, "tags": tags})
+
+
+def _read_squad(path: Path) -> Iterator[Row]:
+    for place, columns in read_questions(path):
+        yield Row(place, columns)
 
 
 def _undecodable_place(path: Path) -> str:

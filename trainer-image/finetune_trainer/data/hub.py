@@ -18,6 +18,7 @@ from huggingface_hub import errors as hub_errors
 from finetune_api.exit_codes import ExitCode
 from finetune_api.v1alpha1.sources import DataSource, ModelSource
 from finetune_trainer import weights
+from finetune_trainer.data.class_names import class_names, with_names
 from finetune_trainer.data.formats import Row
 from finetune_trainer.errors import TrainerError
 
@@ -59,19 +60,14 @@ def read_dataset(source: DataSource, splits: tuple[str, ...]) -> Iterator[Row]:
     _keep_to_the_endpoint()
     with _hub_errors(source.uri, source.revision, ExitCode.DATA_INVALID):
         dataset, split = _load(repository, source, splits)
-    class_names = {
-        column: feature.names
-        for column, feature in dataset.features.items()
-        if isinstance(feature, datasets.ClassLabel)
-    }
+    names = class_names(dataset.features.to_dict())
     number = 0
     # As Arrow, or images and sounds in other columns would be decoded.
     for table in dataset.with_format("arrow").iter(batch_size=_BATCH_ROWS):
         for values in table.to_pylist():
             number += 1
             # Names say more than class numbers, and only names can be compared between two sources.
-            named = {column: _class_name(names, values[column]) for column, names in class_names.items()}
-            yield Row(f"split {split} row {number}", {**values, **named})
+            yield Row(f"split {split} row {number}", with_names(values, names))
 
 
 def _load(repository: str, source: DataSource, splits: tuple[str, ...]) -> tuple[Any, str]:
@@ -121,10 +117,6 @@ def _cached_builder(repository: str, source: DataSource) -> Any | None:
 def _split_names(expression: str) -> set[str]:
     """The splits in an expression such as "train[:10%]+validation"."""
     return {part.partition("[")[0].strip() for part in expression.split("+")}
-
-
-def _class_name(names: list[str], number: int | None) -> str | None:
-    return names[number] if number is not None and 0 <= number < len(names) else None
 
 
 def _keep_to_the_endpoint() -> None:

@@ -1,4 +1,4 @@
-"""Counts what became of the rows: kept, dropped and why, truncated."""
+"""Counts what became of the rows: kept, dropped and why, truncated, mended."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ class DataReport:
     """Rows that cannot be learnt from, by reason."""
     duplicate: Counter[str] = field(default_factory=Counter)
     """Usable rows that are left out because they repeat others, by reason."""
+    noted: Counter[str] = field(default_factory=Counter)
+    """Kept rows with which something was done, by what."""
     places: dict[str, list[str]] = field(default_factory=dict)
     """The first few places for each reason."""
 
@@ -32,6 +34,10 @@ class DataReport:
     def drop_duplicate(self, reason: str, place: str) -> None:
         """Count a row that repeats another."""
         self._note(self.duplicate, reason, place)
+
+    def note(self, what: str, place: str) -> None:
+        """Count a row that is kept, but not as it stood."""
+        self._note(self.noted, what, place)
 
     def _note(self, counter: Counter[str], reason: str, place: str) -> None:
         counter[reason] += 1
@@ -50,11 +56,15 @@ class DataReport:
         if self.num_held_out:
             text += f", {self.num_held_out} of them held out for evaluation"
         if dropped := self.unusable + self.duplicate:
-            reasons = [
-                f"{count} {reason} ({', '.join(self.places[reason])}{', ...' if count > _EXAMPLES else ''})"
-                for reason, count in dropped.items()
-            ]
-            text += f"; dropped {dropped.total()}: {', '.join(reasons)}"
+            text += f"; dropped {dropped.total()}: {self._listed(dropped)}"
         if self.num_truncated:
             text += f"; {self.num_truncated} truncated"
+        if self.noted:
+            text += f"; {self._listed(self.noted)}"
         return text
+
+    def _listed(self, counter: Counter[str]) -> str:
+        return ", ".join(
+            f"{count} {reason} ({', '.join(self.places[reason])}{', ...' if count > _EXAMPLES else ''})"
+            for reason, count in counter.items()
+        )

@@ -11,12 +11,12 @@ from typing import Protocol, TypeVar
 from finetune_trainer.data.report import DataReport
 
 
-class Labelled(Protocol):
+class UsableRow(Protocol):
     """A row that can be compared and, by its label, be stratified."""
 
     @property
     def label(self) -> str:
-        """The class."""
+        """The class; the same for all where the task has none."""
 
     @property
     def place(self) -> str:
@@ -26,7 +26,7 @@ class Labelled(Protocol):
         """The text as it counts for duplicates."""
 
 
-LabelledT = TypeVar("LabelledT", bound=Labelled)
+RowT = TypeVar("RowT", bound=UsableRow)
 
 
 class _WithoutPunctuation(dict[int, int]):
@@ -46,12 +46,12 @@ def normalise(text: str) -> str:
     return " ".join(folded.translate(_WITHOUT_PUNCTUATION).split()) or " ".join(folded.split())
 
 
-def hold_out(rows: Sequence[LabelledT], fraction: float, seed: int) -> tuple[list[LabelledT], list[LabelledT]]:
+def hold_out(rows: Sequence[RowT], fraction: float, seed: int) -> tuple[list[RowT], list[RowT]]:
     """Split off a random fraction, but every label stays in the first part, and equal texts stay together.
 
     Returns (train, held_out) in the order of the rows; held_out is empty only when no text can be spared.
     """
-    groups: dict[str, list[LabelledT]] = {}
+    groups: dict[str, list[RowT]] = {}
     for row in rows:
         groups.setdefault(row.key(), []).append(row)
     order = list(groups.values())
@@ -69,11 +69,11 @@ def hold_out(rows: Sequence[LabelledT], fraction: float, seed: int) -> tuple[lis
     return [row for row in rows if id(row) not in held], [row for row in rows if id(row) in held]
 
 
-def _can_spare(remaining: Counter[str], group: Sequence[Labelled]) -> bool:
+def _can_spare(remaining: Counter[str], group: Sequence[UsableRow]) -> bool:
     return all(remaining[label] > count for label, count in Counter(row.label for row in group).items())
 
 
-def without_repeats(rows: Iterable[LabelledT], report: DataReport) -> list[LabelledT]:
+def without_repeats(rows: Iterable[RowT], report: DataReport) -> list[RowT]:
     """The first row of every text."""
     label_of: dict[str, str] = {}
     kept = []
@@ -89,13 +89,13 @@ def without_repeats(rows: Iterable[LabelledT], report: DataReport) -> list[Label
     return kept
 
 
-def without_leaks(rows: Iterable[LabelledT], evaluation: Iterable[Labelled], report: DataReport) -> list[LabelledT]:
-    """The rows whose text is not among the evaluation rows."""
-    held = {row.key() for row in evaluation}
+def without_those_in(rows: Iterable[RowT], others: Iterable[UsableRow], reason: str, report: DataReport) -> list[RowT]:
+    """The rows whose text is not among the others; `reason` says where it is."""
+    held = {row.key() for row in others}
     kept = []
     for row in rows:
         if row.key() in held:
-            report.drop_duplicate("also in the evaluation data", row.place)
+            report.drop_duplicate(reason, row.place)
         else:
             kept.append(row)
     return kept

@@ -6,15 +6,16 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer import storage
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.export import reload
 from finetune_trainer.strategies import Tuning
+from finetune_trainer.tasks import Task
 
 TOLERANCE = 1e-5
 NUM_PROBES = 16
@@ -57,27 +58,22 @@ def _check_parent(target: Path) -> None:
     )
 
 
-def export(
-    target: Path,
-    tuning: Tuning,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: list[tuple[str, str | None]],
-    max_length: int,
-    card: Callable[[float], str],
-) -> str:
+def export(target: Path, tuning: Tuning, task: Task, card: Callable[[float], str]) -> str:
     """Write the model to `target` and return its digest. Raises TrainerError when the reloaded one differs.
 
-    `texts` are compared by their logits; `card` gets the largest difference and returns the model card.
+    They are compared by their logits for a few evaluation inputs; `card` gets the largest difference and returns the
+    model card.
     """
+    inputs = {"truncation": True, "max_length": task.max_length, "padding": True, **task.probes(NUM_PROBES)}
 
     def fill(directory: Path) -> None:
         tuning.save(directory)
-        expected_BC = _logits(tuning, tokenizer, texts, max_length)
+        expected = _logits(tuning, task, inputs)
         try:
-            difference = reload.compare(directory, tuning.loader, texts, max_length, expected_BC)
+            difference = reload.compare(directory, tuning.loader, task.model_class, inputs, expected)
         except reload.NotLoaded as error:
             raise _mismatch(str(error)) from None
-        if not difference <= TOLERANCE * max(1.0, expected_BC.abs().max().item()):
+        if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
             raise _mismatch(f"the exported model gives other logits (largest difference {difference:g})")
         (directory / "README.md").write_text(card(difference), encoding="utf-8")
 
@@ -96,11 +92,7 @@ def _mismatch(message: str) -> TrainerError:
 
 
 @torch.no_grad()
-def _logits(
-    tuning: Tuning, tokenizer: PreTrainedTokenizerBase, texts: list[tuple[str, str | None]], max_length: int
-) -> torch.Tensor:
-    """Logits [B, C] of the trained model, on the CPU in float32 as the fresh process computes them."""
+def _logits(tuning: Tuning, task: Task, inputs: dict[str, Any]) -> torch.Tensor:
+    """The trained model's logits, on the CPU in float32 as the fresh process computes them."""
     tuning.model.eval().to("cpu")
-    inputs = reload.encode(tokenizer, texts, max_length)
-    logits: torch.Tensor = tuning.model(**inputs).logits.float()
-    return logits
+    return reload.logits_of(tuning.model(**task.tokenizer(**inputs, return_tensors="pt")))

@@ -6,41 +6,57 @@ from collections.abc import Sequence
 
 from finetune_api.documents import write_document
 from finetune_api.run import Run
+from finetune_api.v1alpha1.job import Task
 from finetune_api.v1alpha1.status import Result
 from finetune_api.values import finite_or_none
+from finetune_trainer.tasks import Task as TaskData
 
+_PIPELINES = {
+    Task.TEXT_CLASSIFICATION: "text-classification",
+    Task.TEXT_GENERATION: "text-generation",
+    Task.TOKEN_CLASSIFICATION: "token-classification",
+    Task.QUESTION_ANSWERING: "question-answering",
+}
 _LOADING = {
-    "transformers": """from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    "transformers": """from transformers import MODEL_CLASS, AutoTokenizer
 
-model = AutoModelForSequenceClassification.from_pretrained(directory)
+model = MODEL_CLASS.from_pretrained(directory)
 """,
-    "transformers-remote-code": """from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    "transformers-remote-code": """from transformers import MODEL_CLASS, AutoTokenizer
 
-# The adapters' layers are in modeling_bottleneck.py beside the weights; reading them runs that file.
-model = AutoModelForSequenceClassification.from_pretrained(directory, trust_remote_code=True)
+# The new layers are in the file modeling_*.py beside the weights; loading runs that file.
+model = MODEL_CLASS.from_pretrained(directory, trust_remote_code=True)
 """,
     "peft": """from peft import PeftConfig, PeftModel
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, MODEL_CLASS, AutoTokenizer
 
-# The directory holds the adapter and the labels; the base model is loaded from where it was.
+# The directory holds what was trained and the config; the base model is loaded from where it was.
 adapter = PeftConfig.from_pretrained(directory)
-base = AutoModelForSequenceClassification.from_pretrained(
+base = MODEL_CLASS.from_pretrained(
     adapter.base_model_name_or_path, revision=adapter.revision, config=AutoConfig.from_pretrained(directory)
 )
 model = PeftModel.from_pretrained(base, directory)
 """,
 }
 
+_STACKED = """# An earlier adapter with its own head, as its job left it: model.set_active(one of model.adapter_names)
+"""
 
-def model_card(
-    run: Run, result: Result, labels: Sequence[str], data_report: Sequence[str], loader: str, difference: float
-) -> str:
+_GENERATING = """
+from transformers import GenerationConfig
+
+# Where the texts that were learnt ended: model.generate(..., eos_token_id=ends)
+ends = GenerationConfig.from_pretrained(directory).eos_token_id
+"""
+
+
+def model_card(run: Run, result: Result, task: TaskData, loader: str, difference: float) -> str:
     """README.md of an exported model, in the form the Hugging Face hub reads."""
     spec = run.spec
     header = {
         "base_model": spec.model.uri.removeprefix("hf://") if spec.model.uri.startswith("hf://") else spec.model.uri,
         "library_name": "peft" if loader == "peft" else "transformers",
-        "pipeline_tag": "text-classification",
+        "pipeline_tag": _PIPELINES[spec.task],
         "tags": ["finetune-operator", spec.strategy.name.lower()],
     }
     share = result.trainable_parameters / result.total_parameters
@@ -55,24 +71,39 @@ Tuned by FineTuneJob `{run.namespace}/{run.name}`: {spec.task}, strategy {spec.s
 |---|---|---|
 {_metric_rows(result)}
 
-- Always saying the most frequent class: {_number(result.baseline)}.
+{_notes(result, task.labels)}\
 - Steps: {result.steps}{", stopped early" if result.stopped_early else ""}; time: {result.duration_seconds:.0f} s.
 - Trained parameters: {result.trainable_parameters:,} of {result.total_parameters:,} ({share:.2%}).
 - Reloaded in a fresh process: largest difference of a logit {difference:.2g}.
-- Labels: {", ".join(labels[:20])}{", ..." if len(labels) > 20 else ""}.
 
 ## Data
-{_lines(data_report)}
+{_lines(task.data_report)}
 
 ## Load it
 ```python
-{_LOADING[loader]}tokenizer = AutoTokenizer.from_pretrained(directory)
-```
+{_LOADING[loader].replace("MODEL_CLASS", task.model_class)}tokenizer = AutoTokenizer.from_pretrained(directory)
+{_STACKED if spec.strategy.adapter and spec.strategy.adapter.stack_on else ""}\
+{_GENERATING if spec.task == Task.TEXT_GENERATION else ""}```
 
 ## The job
 ```yaml
 {write_document(spec.to_json())}```
 """
+
+
+def _notes(result: Result, labels: Sequence[str]) -> str:
+    """Lines on what there is for some tasks only."""
+    notes = []
+    if result.baseline is not None:
+        notes.append(f"{result.metric} without a model (always the most frequent answer): {_number(result.baseline)}.")
+    if labels:
+        notes.append(f"Labels: {', '.join(labels[:20])}{', ...' if len(labels) > 20 else ''}.")
+    if (divergence := result.forgetting.get("klToBase")) is not None:
+        notes.append(f"KL(tuned || base) on the evaluation rows: {_number(divergence)} nats a prediction.")
+    if {"before", "after"} <= result.forgetting.keys():
+        before, after = (_number(result.forgetting[when]) for when in ("before", "after"))
+        notes.append(f"{result.metric} on the retention rows: {before} before, {after} after.")
+    return "".join(f"- {note}\n" for note in notes)
 
 
 def _metric_rows(result: Result) -> str:

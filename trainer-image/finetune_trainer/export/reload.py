@@ -19,11 +19,10 @@ class NotLoaded(Exception):
     """The exported model does not load, or not as the model that was trained; the message says how."""
 
 
-def compare(
-    directory: Path, loader: str, texts: list[tuple[str, str | None]], max_length: int, expected_BC: torch.Tensor
-) -> float:
+def compare(directory: Path, loader: str, model_class: str, inputs: dict[str, Any], expected: torch.Tensor) -> float:
     """Largest absolute difference between expected logits and those of the model loaded from a directory.
 
+    `model_class` of transformers loads it, and `inputs` are its tokenizer's arguments.
     Raises NotLoaded with the process's last words when it cannot load the model, MemoryError when it was killed.
     """
     with tempfile.TemporaryDirectory() as scratch:
@@ -33,8 +32,8 @@ def compare(
                 {
                     "directory": str(directory),
                     "loader": loader,
-                    "texts": texts,
-                    "max_length": max_length,
+                    "model_class": model_class,
+                    "inputs": inputs,
                     "answer": str(answer),
                 }
             )
@@ -53,29 +52,29 @@ def compare(
             raise MemoryError("out of memory: the process that reloads the exported model was killed")
         if done.returncode:
             raise NotLoaded(f"the exported model cannot be loaded: {done.stderr.strip()[-1000:]}")
-        logits_BC = load_file(answer)["logits"]
-        if logits_BC.shape != expected_BC.shape:
-            raise NotLoaded(f"the exported model gives logits {[*logits_BC.shape]} instead of {[*expected_BC.shape]}")
-        return (logits_BC - expected_BC).abs().max().item()
+        logits = load_file(answer)["logits"]
+        if logits.shape != expected.shape:
+            raise NotLoaded(f"the exported model gives logits {[*logits.shape]} instead of {[*expected.shape]}")
+        return (logits - expected).abs().max().item()
 
 
-def encode(tokenizer: Any, texts: list[tuple[str, str | None]], max_length: int) -> Any:
-    """Texts, or pairs of texts, as padded tensors."""
-    firsts = [first for first, _ in texts]
-    seconds = [second for _, second in texts] if texts[0][1] is not None else None
-    return tokenizer(firsts, seconds, truncation=True, max_length=max_length, padding=True, return_tensors="pt")
+def logits_of(output: Any) -> torch.Tensor:
+    """A model's logits in float32; those of an answer's two ends side by side."""
+    logits = output.logits if hasattr(output, "logits") else torch.stack([output.start_logits, output.end_logits])
+    return logits.float().contiguous()
 
 
 @torch.no_grad()
 def _answer(request: dict[str, Any]) -> None:
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+    import transformers
+    from transformers import AutoConfig, AutoTokenizer
 
-    directory = request["directory"]
+    directory, model_class = request["directory"], getattr(transformers, request["model_class"])
     if request["loader"] == "peft":
         from peft import PeftConfig, PeftModel
 
         adapter = PeftConfig.from_pretrained(directory)
-        base = AutoModelForSequenceClassification.from_pretrained(
+        base = model_class.from_pretrained(
             adapter.base_model_name_or_path,
             revision=adapter.revision,
             config=AutoConfig.from_pretrained(directory),
@@ -83,11 +82,14 @@ def _answer(request: dict[str, Any]) -> None:
         )
         model = PeftModel.from_pretrained(base, directory)
     else:
-        model = AutoModelForSequenceClassification.from_pretrained(
+        model = model_class.from_pretrained(
             directory, dtype=torch.float32, trust_remote_code=request["loader"] == "transformers-remote-code"
         )
-    inputs = encode(AutoTokenizer.from_pretrained(directory), request["texts"], request["max_length"])
-    save_file({"logits": model.eval()(**inputs).logits.float().contiguous()}, request["answer"])
+    inputs = AutoTokenizer.from_pretrained(directory)(**request["inputs"], return_tensors="pt")
+    logits = logits_of(model.eval()(**inputs))
+    if request["model_class"] == "AutoModelForCausalLM":  # peft gives those of a soft prompt too, before the text's
+        logits = logits[:, -inputs["input_ids"].shape[1] :].contiguous()
+    save_file({"logits": logits}, request["answer"])
 
 
 if __name__ == "__main__":

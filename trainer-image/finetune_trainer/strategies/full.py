@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from finetune_api.exit_codes import ExitCode
-from finetune_api.v1alpha1.strategy import FullStrategy
+from finetune_api.v1alpha1.strategy import FullStrategy, GradualUnfreezing
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models import Loaded
 from finetune_trainer.optim import Trained
 from finetune_trainer.strategies import Tuning
+from finetune_trainer.tasks import Task
 
 DEFAULT_LEARNING_RATE = 3e-5
+CAUSAL_LEARNING_RATE = 2e-5
 _LAYER_NUMBER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 
 
-def prepare_full(strategy: FullStrategy, loaded: Loaded) -> Tuning:
-    """Freeze the lowest layers and give each layer above its share of the learning rate."""
+def prepare_full(strategy: FullStrategy, task: Task, loaded: Loaded) -> Tuning:
+    """Freeze the lowest layers, give each layer above its share of the learning rate, hold weights to their start."""
     model = loaded.model
     depth = depths(model, loaded.head)
     num_layers = max((d for d in depth.values()), default=0) - 1
@@ -42,7 +46,49 @@ def prepare_full(strategy: FullStrategy, loaded: Loaded) -> Tuning:
         model.save_pretrained(directory)
         loaded.tokenizer.save_pretrained(directory)
 
-    return Tuning(model, trained, DEFAULT_LEARNING_RATE, save, "transformers")
+    rate = CAUSAL_LEARNING_RATE if task.model_class == "AutoModelForCausalLM" else DEFAULT_LEARNING_RATE
+    return Tuning(
+        model,
+        trained,
+        rate,
+        save,
+        "transformers",
+        penalty=_distance(strategy.l2_to_start, trained) if strategy.l2_to_start else None,
+        before_step=_thawing(strategy.gradual_unfreezing, trained, depth) if strategy.gradual_unfreezing else None,
+    )
+
+
+def _distance(weight: float, trained: Mapping[str, Trained]) -> Callable[[], Tensor]:
+    """Squared distance of the trained body to its pretrained weights (L2-SP: Li et al. 2018, arXiv 1802.01483, eq. 2).
+
+    The paper's factor alpha / 2 is `weight`. New heads have no start worth keeping.
+    """
+    body = {name: entry.parameter for name, entry in trained.items() if not entry.is_head}
+    start = {name: parameter.detach().clone() for name, parameter in body.items()}
+
+    def distance() -> Tensor:
+        # The model may have moved to a device since.
+        parts = [(parameter - start[name].to(parameter.device)).square().sum() for name, parameter in body.items()]
+        return weight * torch.stack(parts).sum()
+
+    return distance
+
+
+def _thawing(
+    spec: GradualUnfreezing, trained: Mapping[str, Trained], depth: Mapping[str, int]
+) -> Callable[[int], None]:
+    """Trains the top first and one more layer below it every so many steps (Howard and Ruder 2018, section 3.3).
+
+    What is frozen gets no gradient and no decay; its optimizer state begins when it thaws.
+    """
+    top = max(depth.values())
+
+    def thaw(step: int) -> None:
+        lowest = top - step // spec.every_steps
+        for name, entry in trained.items():
+            entry.parameter.requires_grad_(depth[name] >= lowest)
+
+    return thaw
 
 
 def depths(model: nn.Module, head: frozenset[str]) -> dict[str, int]:

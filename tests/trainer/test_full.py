@@ -1,0 +1,126 @@
+"""Full tuning's ways to change less: gradual unfreezing, and a penalty on the distance to the start."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from finetune_trainer.loop import TrainingLoop
+from finetune_trainer.strategies.full import depths
+from trainer.runs import end_state, make_loop, without_dropout
+from trainer.tiny import make_run
+
+pytestmark = pytest.mark.usefixtures("unchecked_export")
+
+
+def full(**fields: Any) -> dict[str, Any]:
+    return {"full": fields}
+
+
+def weights(loop: TrainingLoop) -> dict[str, Tensor]:
+    return {name: entry.parameter.detach().clone() for name, entry in loop.tuning.trained.items()}
+
+
+def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_layers_thaw_from_the_top(tiny_bert: Path, tmp_path: Path) -> None:
+    """The model has 2 layers: head alone, then layer 1, then layer 0, then the embeddings."""
+    strategy = full(gradualUnfreezing={"everySteps": 2})
+    loop = make_loop(make_run(tmp_path, tiny_bert, strategy, training={"maxSteps": 10, "warmupRatio": "0"}))
+    depth = depths(loop.model, frozenset(name for name, entry in loop.tuning.trained.items() if entry.is_head))
+    top = max(depth.values())
+    assert top == 3
+    loop.model.train()
+    for step in range(8):
+        before = weights(loop)
+        loop.train_step()
+        expected = {name for name in before if depth[name] >= top - step // 2}
+        moved = changed(before, weights(loop))
+        assert moved <= expected
+        # Embeddings of words that are not in the batch stay without being frozen; all else must move.
+        assert {name for name in expected if "embeddings" not in name} <= moved
+
+
+def test_frozen_layers_never_thaw(tiny_bert: Path, tmp_path: Path) -> None:
+    strategy = full(frozenLayers=1, gradualUnfreezing={"everySteps": 1})
+    loop = make_loop(make_run(tmp_path, tiny_bert, strategy, training={"maxSteps": 6}))
+    before = {name: parameter.clone() for name, parameter in loop.model.named_parameters()}
+    loop.run()
+    still = {name for name, parameter in loop.model.named_parameters() if torch.equal(parameter, before[name])}
+    assert {name for name in before if ".layer.0." in name or "embeddings" in name} <= still
+    assert not [name for name in still if ".layer.1." in name]
+
+
+def test_an_interrupted_run_thaws_on(tiny_bert: Path, tmp_path: Path) -> None:
+    from finetune_trainer.errors import Stopped
+
+    make = functools.partial(
+        make_run,
+        model=tiny_bert,
+        strategy=full(gradualUnfreezing={"everySteps": 2}, l2ToStart="0.1"),
+        training={"maxSteps": 8},
+        checkpoint={"everySteps": 100},
+    )
+    whole, cut = make(tmp_path / "whole"), make(tmp_path / "cut")
+    make_loop(whole).run()
+    loop = make_loop(cut)
+    train_step = loop.train_step
+
+    def stop_at_three() -> float:
+        loop.stop.is_set = loop.state.step == 2
+        return train_step()
+
+    loop.train_step = stop_at_three  # type: ignore[method-assign]
+    with pytest.raises(Stopped):
+        loop.run()
+    make_loop(cut).run()
+    assert end_state(cut) == end_state(whole)
+
+
+def test_distance_to_the_start_is_penalised(still_bert: Path, tmp_path: Path) -> None:
+    """Loss and gradient at a moved model: those without the penalty, plus the penalty's written out here."""
+    loops = [
+        without_dropout(
+            make_loop(make_run(tmp_path / name, still_bert, strategy, training={"maxSteps": 4, "maxGradNorm": "1e9"}))
+        )
+        for name, strategy in (("plain", full()), ("held", full(l2ToStart="0.3")))
+    ]
+    start = weights(loops[0])
+    found: list[tuple[float, dict[str, Tensor]]] = []
+    for loop in loops:
+        gradients: dict[str, Tensor] = {}
+
+        def keep(loop: TrainingLoop = loop, gradients: dict[str, Tensor] = gradients) -> None:
+            gradients.update({n: e.parameter.grad.clone() for n, e in loop.tuning.trained.items()})  # type: ignore[union-attr]
+
+        torch.manual_seed(3)
+        with torch.no_grad():
+            for entry in loop.tuning.trained.values():
+                entry.parameter.add_(0.05 * torch.randn_like(entry.parameter))
+        loop.optimizer.step = keep  # type: ignore[method-assign, assignment]
+        found.append((loop.train_step(), gradients))
+    (plain_loss, plain), (held_loss, held) = found
+    moved = weights(loops[1])
+    body = [name for name, entry in loops[1].tuning.trained.items() if not entry.is_head]
+    assert 0 < len(body) < len(moved)
+    distance = sum((moved[name] - start[name]).double().square().sum().item() for name in body)
+    assert held_loss - plain_loss == pytest.approx(0.3 * distance, rel=1e-4)
+    for name, gradient in held.items():
+        extra = 2 * 0.3 * (moved[name] - start[name]) if name in body else torch.zeros_like(gradient)
+        assert torch.allclose(gradient, plain[name] + extra, atol=1e-5), name
+
+
+def test_penalty_is_a_term_of_its_own(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune_trainer.progress._MIN_INTERVAL_SECONDS", 0.0)
+    loop = make_loop(make_run(tmp_path, tiny_bert, full(l2ToStart="0.5"), training={"maxSteps": 3}))
+    loop.run()
+    latest = loop.progress.latest
+    assert latest.loss_terms.keys() == {"task", "penalty"}
+    assert latest.loss_terms["penalty"] > 0

@@ -1,0 +1,52 @@
+"""Takes values out of a row's columns, and says what is wrong with them by row, column and field."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune_api.exit_codes import ExitCode
+from finetune_api.problems import nearest
+from finetune_trainer.data.formats import Row, shown
+from finetune_trainer.data.report import DataReport
+from finetune_trainer.errors import TrainerError
+
+_SHOWN = 10
+
+
+def value_in(row: Row, column: str, field: str, report: DataReport) -> Any:
+    """What a row has in a column. The first row has to have it: later ones of a jsonl file may leave it out."""
+    if column not in row.values and report.num_read == 1:
+        found = [str(name) for name in row.values]
+        listed = ", ".join(map(shown, found[:_SHOWN])) + (", ..." if len(found) > _SHOWN else "")
+        raise TrainerError(
+            ExitCode.DATA_INVALID,
+            f"{report.source} {row.place}: no column {column!r}; it has {listed or 'none'}",
+            f"set data.columns.{field}; " + (nearest(column, found) or "it names the column to read"),
+        )
+    return row.values.get(column)
+
+
+def text_in(row: Row, column: str, field: str, report: DataReport) -> str:
+    """The text in a column; empty where there is none."""
+    value = value_in(row, column, field, report)
+    if value is None or isinstance(value, str):
+        return value or ""
+    raise of_wrong_type(row, field, value, "a string", column, report)
+
+
+def of_wrong_type(row: Row, field: str, value: Any, wanted: str, column: str, report: DataReport) -> TrainerError:
+    """The error for a value that cannot be what its field holds: the whole column will be wrong."""
+    return TrainerError(
+        ExitCode.DATA_INVALID,
+        f"{report.source} {row.place}: the {field} {shown(value)} is of type {type(value).__name__}, not {wanted}",
+        f"is {column!r} the right column for data.columns.{field}?",
+    )
+
+
+def is_unicode(text: str) -> bool:
+    r"""Whether a text can be written; JSON lets half of an emoji ("\ud83d") through."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
