@@ -1,14 +1,16 @@
 """Turn the rating and question files of the example data into clean, unique rows with a fixed split.
 
-Pure functions only: fetch_assets.py does the reading and writing.
+All but write_jsonl are pure functions.
 """
 
 import hashlib
 import html
+import json
 import re
 import unicodedata
 from collections.abc import Iterable
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 
 class AssetError(Exception):
@@ -20,21 +22,30 @@ class Row(NamedTuple):
     label: str
 
 
+class HasText(Protocol):
+    @property
+    def text(self) -> str:
+        """What tells it from others."""
+
+
+HasTextT = TypeVar("HasTextT", bound=HasText)
+
+
 def normalise(text: str) -> str:
     """The text as compared for duplicates: lower case, no punctuation or symbols, single spaces."""
     kept = (char for char in text.lower() if unicodedata.category(char)[0] not in "PS")
     return " ".join("".join(kept).split())
 
 
-def deduplicate(rows: Iterable[Row]) -> list[Row]:
+def deduplicate(rows: Iterable[HasTextT]) -> list[HasTextT]:
     """The first of all rows that normalise to the same text."""
-    first: dict[str, Row] = {}
+    first: dict[str, HasTextT] = {}
     for row in rows:
         first.setdefault(normalise(row.text), row)
     return list(first.values())
 
 
-def split(rows: Iterable[Row], evaluation: int, train: int | None) -> tuple[list[Row], list[Row]]:
+def split(rows: Iterable[HasTextT], evaluation: int, train: int | None) -> tuple[list[HasTextT], list[HasTextT]]:
     """The train rows (all that are left if None) and evaluation rows, in the order of their texts' hashes."""
     ordered = sorted(rows, key=lambda row: hashlib.sha256(normalise(row.text).encode()).hexdigest())
     wanted = evaluation + (1 if train is None else train)
@@ -82,3 +93,11 @@ def rows_of_questions(content: str) -> list[Row]:
             raise AssetError(f"line {number} of the questions is not COARSE:fine and a question")
         rows.append(Row(clean(match[2]), match[1]))
     return rows
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]], remark: str = "") -> None:
+    """Write a row a line, and say how many."""
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(lines), encoding="utf-8", newline="\n")
+    print(f"  {path.parent.name}/{path.name}: {len(lines)} rows{remark}")

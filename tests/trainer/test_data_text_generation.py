@@ -1,0 +1,288 @@
+"""From rows to tokens of which some are learnt: three forms, real chat templates, expectations written by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from finetune_api.exit_codes import ExitCode
+from finetune_api.run import Run
+from finetune_trainer.data.learnt_tokens import Encoder, Unlearnable
+from finetune_trainer.data.text_generation import Chat, PlainText, PromptCompletion, load
+from finetune_trainer.errors import TrainerError
+from trainer.data_fixtures import failure, write_jsonl
+from trainer.tiny_lm import CHATML, EOS, FORGETFUL, IM_END, LLAMA2, MARKED, PAD, PLAIN, make_tokenizer
+
+QUESTION, ANSWER = {"role": "user", "content": "the film"}, {"role": "assistant", "content": "is warm"}
+MORE = ({"role": "user", "content": "and it"}, {"role": "assistant", "content": "was dull"})
+CHAT = [QUESTION, ANSWER]
+
+
+def generation(train: Path, evaluation: Path | None = None, **data: Any) -> Run:
+    sources = {"train": {"uri": f"file://{train}"}, "evaluation": {"uri": f"file://{evaluation or train}"}}
+    spec = {
+        "task": "TextGeneration",
+        "model": {"uri": "file:///nowhere"},
+        "data": {**sources, "deduplicate": False, **data},
+        # The one strategy that takes rows of every kind.
+        "strategy": {"distillation": {"teacher": {"uri": "file:///nowhere"}, "response": {}}},
+        "output": {"uri": "file:///nowhere"},
+    }
+    return Run.model_validate_json(json.dumps({"name": "job", "uid": "1", "spec": spec, "workDir": "/nowhere"}))
+
+
+def rows_of(tmp_path: Path, rows: list[Any], **data: Any) -> list[Any]:
+    return load(generation(write_jsonl(tmp_path / "train.jsonl", rows), **data)).train.rows
+
+
+def refused(tmp_path: Path, rows: list[Any], **data: Any) -> str:
+    path = write_jsonl(tmp_path / "train.jsonl", rows)
+    return failure(ExitCode.DATA_INVALID, load, generation(path, **data))
+
+
+class TestForms:
+    def test_each_is_told_by_its_columns(self, tmp_path: Path) -> None:
+        rows = [{"text": "all of it"}, {"prompt": "a", "completion": "b"}, {"messages": CHAT}]
+        found = rows_of(tmp_path, rows)
+        assert found == [
+            PlainText("all of it", "line 1"), PromptCompletion("a", "b", "line 2"), Chat((QUESTION, ANSWER), "line 3")
+        ]  # fmt: skip
+
+    def test_named_columns_decide_between_several(self, tmp_path: Path) -> None:
+        row = {"prompt": "a", "completion": "b", "text": "ab", "chat": CHAT}
+        assert "has text and prompt and completion" in refused(tmp_path, [row])
+        assert rows_of(tmp_path, [row], columns={"text": "text"}) == [PlainText("ab", "line 1")]
+        assert rows_of(tmp_path, [row], columns={"messages": "chat"}) == [Chat((QUESTION, ANSWER), "line 1")]
+        renamed = rows_of(tmp_path, [row], columns={"prompt": "text", "completion": "completion"})
+        assert renamed == [PromptCompletion("ab", "b", "line 1")]
+
+    def test_columns_of_two_forms_are_refused(self, tmp_path: Path) -> None:
+        run = generation(write_jsonl(tmp_path / "a.jsonl", [{"a": "b"}]), columns={"text": "a", "prompt": "b"})
+        message = failure(ExitCode.SPEC_INVALID, load, run)
+        assert "spec.data.columns: names columns of text and of prompt and completion" in message
+
+    def test_without_any_of_them_the_columns_are_listed(self, tmp_path: Path) -> None:
+        message = refused(tmp_path, [{"instruction": "a", "output": "b"}])
+        assert "no column 'text', 'prompt' and 'completion', or 'messages'; it has 'instruction', 'output'" in message
+        assert "data.columns.prompt and completion" in message
+
+    def test_a_missing_half_is_named(self, tmp_path: Path) -> None:
+        assert "no column 'completion'; it has 'prompt', 'answer'" in refused(tmp_path, [{"prompt": "a", "answer": ""}])
+
+    def test_parquet_structs_lose_their_empty_fields(self, tmp_path: Path) -> None:
+        table = pa.Table.from_pylist([{"messages": [{**QUESTION, "name": None}, {**ANSWER, "name": "x"}]}])
+        pq.write_table(table, tmp_path / "train.parquet")
+        [row] = load(generation(tmp_path / "train.parquet")).train.rows
+        assert row.messages == (QUESTION, {**ANSWER, "name": "x"})
+
+    def test_unlabeled_rows_need_no_completion_and_no_assistant(self, tmp_path: Path) -> None:
+        train = write_jsonl(tmp_path / "train.jsonl", [{"prompt": "a", "completion": "b"}])
+        rows = [{"prompt": "c"}, {"messages": [QUESTION]}, {"text": "d"}]
+        more = write_jsonl(tmp_path / "more.jsonl", rows)
+        found = load(generation(train, unlabeled={"uri": f"file://{more}"}))
+        assert found.unlabeled is not None
+        assert found.unlabeled.rows == [
+            PromptCompletion("c", None, "line 1"), Chat((QUESTION,), "line 2"), PlainText("d", "line 3")
+        ]  # fmt: skip
+
+
+class TestDropped:
+    @pytest.mark.parametrize(
+        ("row", "reason"),
+        [
+            ({"text": " "}, "with empty text"),
+            ({"other": "x"}, "with empty text"),
+            ({"prompt": "", "completion": "b"}, "without prompt"),
+            ({"prompt": "a", "completion": " "}, "without completion"),
+            ({"prompt": "a"}, "without completion"),
+            ({"messages": []}, "without messages"),
+            ({"messages": [QUESTION]}, "without an assistant's message"),
+            ({"text": "\ud83d"}, "with half a character"),
+            ({"messages": [QUESTION, {"role": "assistant", "content": "\ud83d"}]}, "with half a character"),
+        ],
+    )
+    def test_and_said_why(self, tmp_path: Path, row: dict[str, Any], reason: str) -> None:
+        path = write_jsonl(tmp_path / "train.jsonl", [{"text": "good"}, row])
+        found = load(generation(path, maxDroppedFraction="0.5"))
+        assert len(found.train.rows) == 1
+        assert f"dropped 1: 1 {reason} (line 2)" in str(found.train.report)
+
+    def test_repeats_and_leaks_by_all_that_is_said(self, tmp_path: Path) -> None:
+        other = [QUESTION, {"role": "assistant", "content": "is dull"}]
+        train = [{"messages": CHAT}, {"messages": other}, {"messages": [QUESTION, {**ANSWER, "content": "Is WARM!"}]}]
+        path = write_jsonl(tmp_path / "train.jsonl", train)
+        held = write_jsonl(tmp_path / "held.jsonl", [{"messages": other}])
+        found = load(generation(path, held, deduplicate=True))
+        assert [row.place for row in found.train.rows] == ["line 1"]
+        assert "1 repeated (line 3), 1 also in the evaluation data (line 2)" in str(found.train.report)
+
+
+@pytest.mark.parametrize(
+    ("messages", "words"),
+    [
+        ("hello", "the messages 'hello' is of type str, not a list of {role, content}"),
+        ([QUESTION, "hello"], "line 1: message 2: 'hello' has no role"),
+        ([{"content": "a"}], "message 1: {'content': 'a'} has no role"),
+        ([{"role": 1, "content": "a"}], "message 1: {'role': 1, 'content': 'a'} has no role"),
+        ([{"role": "user"}], "message 1 ('user') has no content"),
+        ([{"role": "user", "content": ["a"]}], "message 1 ('user') has content of type list, not a string"),
+        ([{"from": "human", "value": "a"}], "write role for from and content for value"),
+    ],
+)
+def test_malformed_messages_name_the_message(tmp_path: Path, messages: Any, words: str) -> None:
+    assert words in refused(tmp_path, [{"messages": messages}])
+
+
+def learnt(tokenizer: PreTrainedTokenizerFast, row: Any) -> str:
+    """The row's text, with what is learnt in brackets."""
+    tokens = Encoder(tokenizer).encode(row, "a.jsonl")
+    text, inside = "", False
+    for token, one in zip(tokens.ids, tokens.learnt, strict=True):
+        text += "[" * (one and not inside) + "]" * (inside and not one) + tokenizer.decode([token])
+        inside = one
+    return text + "]" * inside
+
+
+def chat(*messages: dict[str, Any]) -> Chat:
+    return Chat(messages, "line 7")
+
+
+class TestWhatIsLearnt:
+    def test_a_text_and_its_end(self) -> None:
+        assert learnt(make_tokenizer(), PlainText("the film", "")) == "[the film</s>]"
+        assert learnt(make_tokenizer(adds_bos=True), PlainText("the film", "")) == "[<s>the film</s>]"
+
+    def test_a_begin_token_in_the_text_is_not_doubled(self) -> None:
+        assert learnt(make_tokenizer(adds_bos=True), PlainText("<s>the film", "")) == "[<s>the film</s>]"
+
+    def test_a_completion_and_its_end(self) -> None:
+        row = PromptCompletion("the film", " is warm", "")
+        assert learnt(make_tokenizer(), row) == "the film[ is warm</s>]"
+        assert learnt(make_tokenizer(adds_bos=True), row) == "<s>the film[ is warm</s>]"
+
+    def test_a_prompt_keeps_the_tokens_it_has_alone(self) -> None:
+        """Joined, "film" would be cut otherwise; but the model is going to see the prompt as it is alone."""
+        tokenizer = make_tokenizer()
+        alone = tokenizer("the fi", add_special_tokens=False)["input_ids"]
+        joint = tokenizer("the film", add_special_tokens=False)["input_ids"]
+        assert joint[: len(alone)] != alone
+        tokens = Encoder(tokenizer).encode(PromptCompletion("the fi", "lm", ""), "")
+        assert tokens.ids[: len(alone)] == alone
+        assert learnt(tokenizer, PromptCompletion("the fi", "lm", "")) == "the fi[lm</s>]"
+
+    @pytest.mark.parametrize(
+        ("template", "adds_bos", "one_turn", "two_turns"),
+        [
+            (
+                CHATML, False,
+                "<|im_start|>user\nthe film<|im_end|>\n<|im_start|>assistant\n[is warm<|im_end|>]\n",
+                "<|im_start|>user\nand it<|im_end|>\n<|im_start|>assistant\n[was dull<|im_end|>]\n",
+            ),
+            (
+                LLAMA2, True,
+                "<s>[INST] the film [/INST][ is warm </s>]",
+                "<s>[INST] and it [/INST][ was dull </s>]",
+            ),
+            (
+                MARKED, False,
+                "user>the film\nassistant>[is warm</s>]\n",
+                "user>and it\nassistant>[was dull</s>]\n",
+            ),
+        ],
+        ids=["chatml", "llama", "markers"],
+    )  # fmt: skip
+    def test_all_turns_of_the_assistant_and_their_ends(
+        self, template: str, adds_bos: bool, one_turn: str, two_turns: str
+    ) -> None:
+        tokenizer = make_tokenizer(template, adds_bos=adds_bos)
+        assert learnt(tokenizer, chat(QUESTION, ANSWER)) == one_turn
+        assert learnt(tokenizer, chat(QUESTION, ANSWER, *MORE)) == one_turn + two_turns
+
+    @pytest.mark.parametrize("template", [CHATML, MARKED, PLAIN], ids=["chatml", "markers", "plain"])
+    def test_the_tokens_are_those_of_the_template(self, template: str) -> None:
+        tokenizer = make_tokenizer(template)
+        messages = [{"role": "system", "content": "so"}, QUESTION, ANSWER, *MORE, QUESTION]
+        tokens = Encoder(tokenizer).encode(chat(*messages), "")
+        assert tokens.ids == tokenizer.apply_chat_template(messages)["input_ids"]
+
+    def test_the_answer_begins_where_the_model_is_going_to_begin(self) -> None:
+        """Here the template ends with a blank, which the answer's first word would swallow."""
+        spaced = PLAIN.replace("'>'", "': '").replace("assistant>", "assistant: ")
+        tokenizer = make_tokenizer(spaced)
+        given = tokenizer.apply_chat_template([QUESTION], add_generation_prompt=True)["input_ids"]
+        assert tokenizer.apply_chat_template(CHAT)["input_ids"][: len(given)] != given
+        tokens = Encoder(tokenizer).encode(chat(*CHAT), "")
+        assert (tokens.ids[: len(given)], tokens.learnt.index(True)) == (given, len(given))
+
+    def test_an_end_is_put_where_the_template_has_none(self) -> None:
+        assert learnt(make_tokenizer(PLAIN), chat(*CHAT)) == "user>the film\nassistant>[is warm\n</s>]"
+
+    def test_the_ends_are_remembered(self) -> None:
+        for template, end in ((CHATML, IM_END), (LLAMA2, EOS), (MARKED, EOS), (PLAIN, EOS)):
+            tokenizer = make_tokenizer(template)
+            encoder = Encoder(tokenizer)
+            encoder.encode(chat(*CHAT, *MORE), "")
+            assert encoder.end_ids == {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(end)}
+
+    @pytest.mark.parametrize("row", [PlainText("the film", ""), PromptCompletion("the", " film", ""), chat(*CHAT)])
+    def test_the_end_is_learnt_where_it_is_the_padding_too(self, row: Any) -> None:
+        tokenizer = make_tokenizer(MARKED, pad=EOS)
+        assert tokenizer.pad_token_id == tokenizer.eos_token_id
+        tokens = Encoder(tokenizer).encode(row, "")
+        assert tokens.learnt[tokens.ids.index(tokenizer.eos_token_id)]
+        assert learnt(tokenizer, row) == learnt(make_tokenizer(MARKED, pad=PAD), row)
+
+    def test_nothing_of_a_row_without_labels(self) -> None:
+        tokenizer = make_tokenizer()
+        encoder = Encoder(tokenizer)
+        for row, text in (
+            (PlainText("the film", ""), "the film</s>"),
+            (PromptCompletion("the film", None, ""), "the film"),
+            (chat(QUESTION), "<|im_start|>user\nthe film<|im_end|>\n<|im_start|>assistant\n"),
+        ):
+            tokens = encoder.encode(row, "", is_labelled=False)
+            assert (tokenizer.decode(tokens.ids), any(tokens.learnt)) == (text, False)
+
+
+class TestTemplates:
+    def test_one_that_rewrites_earlier_turns_is_refused_with_the_row_and_the_remedy(self) -> None:
+        thinking = {"role": "assistant", "content": "hm</think>is warm"}
+        encoder = Encoder(make_tokenizer(FORGETFUL))
+        encoder.encode(chat(QUESTION, thinking), "a.jsonl")
+        with pytest.raises(TrainerError) as caught:
+            encoder.encode(chat(QUESTION, thinking, *MORE), "a.jsonl")
+        assert caught.value.code == ExitCode.DATA_INVALID
+        assert caught.value.message.startswith("a.jsonl line 7: the chat template writes the beginning")
+        assert "{% generation %}" in caught.value.hint
+
+    def test_its_own_refusal_is_told(self) -> None:
+        with pytest.raises(Unlearnable, match=r"refused by the chat template \(roles must alternate user/assistant"):
+            Encoder(make_tokenizer(LLAMA2)).encode(chat(QUESTION, QUESTION, ANSWER), "")
+
+    def test_two_begin_tokens_are_refused(self) -> None:
+        doubled = "{{ bos_token }}{{ bos_token }}" + PLAIN
+        with pytest.raises(TrainerError, match=r"a\.jsonl line 7: the chat template begins a text with two begin"):
+            Encoder(make_tokenizer(doubled, adds_bos=True)).encode(chat(*CHAT), "a.jsonl")
+
+    def test_none_is_refused_for_chats_alone(self) -> None:
+        encoder = Encoder(make_tokenizer(None))
+        encoder.encode(PlainText("the film", ""), "")
+        with pytest.raises(TrainerError, match="no chat template") as caught:
+            encoder.encode(chat(*CHAT), "")
+        assert caught.value.code == ExitCode.MODEL_INVALID
+
+    def test_markers_around_nothing_learn_nothing(self) -> None:
+        """As where a model's template has its markers in a branch that is not taken."""
+        empty = "{% for message in messages %}{{ message['content'] }}{% endfor %}{% generation %}{% endgeneration %}"
+        assert not any(Encoder(make_tokenizer(empty)).encode(chat(*CHAT), "").learnt)
+
+
+def test_a_tokenizer_without_an_end_is_refused() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(TrainerError, match="no end token"):
+        Encoder(tokenizer)
