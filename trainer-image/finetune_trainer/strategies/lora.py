@@ -1,75 +1,46 @@
-"""LoRA (Hu et al. 2021) through peft: low-rank updates of linear layers, saved in peft's format."""
+"""The LoRA family and IA3 through peft: updates of linear layers, saved in peft's format or merged into the model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import peft
-from torch import nn
-from transformers.pytorch_utils import Conv1D
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.run import Run
-from finetune_api.v1alpha1.strategy import AdapterStrategy
+from finetune_api.v1alpha1.job import Task as TaskName
+from finetune_api.v1alpha1.strategy import AdapterStrategy, AdapterType
+from finetune_trainer.adapters.earlier import FINETUNE, body_digest
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models import Loaded
 from finetune_trainer.optim import Trained
-from finetune_trainer.strategies import Tuning
+from finetune_trainer.strategies import Tuning, targets
+from finetune_trainer.strategies.adapter import DEFAULT_RANK, default_learning_rate
 
-DEFAULT_LEARNING_RATE = 5e-4
-DEFAULT_RANK = 8
-
-
-def head_modules(model: nn.Module, head: frozenset[str], prefix: str = "") -> list[str]:
-    """The largest modules that hold nothing but the head.
-
-    Their parts are not named: peft itself adds "classifier" and "score", and a part in one of those is then trained
-    under a name that it cannot be loaded by.
-    """
-    found = []
-    for name, child in model.named_children():
-        path = f"{prefix}{name}"
-        parameters = [f"{path}.{inner}" for inner, _ in child.named_parameters()]
-        if parameters and head.issuperset(parameters):
-            found.append(path)
-        elif not head.isdisjoint(parameters):
-            found += head_modules(child, head, f"{path}.")
-    return found
+TASK_TYPES = {
+    TaskName.TEXT_CLASSIFICATION: peft.TaskType.SEQ_CLS,
+    TaskName.TOKEN_CLASSIFICATION: peft.TaskType.TOKEN_CLS,
+    TaskName.QUESTION_ANSWERING: peft.TaskType.QUESTION_ANS,
+    TaskName.TEXT_GENERATION: peft.TaskType.CAUSAL_LM,
+}
 
 
-def _check_targets(targets: Sequence[str], model: nn.Module) -> None:
-    """Raise TrainerError unless each name is a module's; peft passes over those that are not, if one is."""
-    paths = [path for path, _ in model.named_modules()]
-    unknown = [name for name in targets if not any(f".{path}".endswith(f".{name}") for path in paths)]
-    if unknown:
-        linear = (nn.Linear, Conv1D)
-        known = dict.fromkeys(path.rpartition(".")[2] for path, one in model.named_modules() if isinstance(one, linear))
-        raise TrainerError(
-            ExitCode.SPEC_INVALID,
-            f"spec.strategy.adapter.targetModules: the model has no module {', '.join(unknown)}",
-            f"its linear layers are {', '.join(list(known)[:20])}",
-        )
-
-
-def prepare_lora(strategy: AdapterStrategy, run: Run, loaded: Loaded, model_directory: Path) -> Tuning:
-    """Put LoRA updates on a model's linear layers and train them with its head."""
-    _check_targets(strategy.target_modules or (), loaded.model)
-    rank = strategy.rank or DEFAULT_RANK
-    config = peft.LoraConfig(
-        task_type=peft.TaskType.SEQ_CLS,
-        r=rank,
-        lora_alpha=strategy.alpha or 2 * rank,
-        lora_dropout=strategy.dropout,
-        target_modules=list(strategy.target_modules) if strategy.target_modules else "all-linear",
-        # peft knows heads by three names; what the checkpoint did not have must be trained whatever its name.
-        modules_to_save=head_modules(loaded.model, loaded.head),
-    )
+def prepare_lora(
+    strategy: AdapterStrategy, run: Run, loaded: Loaded, model_directory: Path, note: Callable[[str], None]
+) -> Tuning:
+    """Put updates on a model's linear layers and train them with its head. Raises TrainerError."""
+    config = _config(strategy, run, loaded)
     source = run.spec.model
     on_hub = source.uri.startswith("hf://")
     config.base_model_name_or_path = source.uri.removeprefix("hf://") if on_hub else str(model_directory.resolve())
     config.revision = source.revision if on_hub else None
-    base_config = loaded.model.config
+    base_config = copy.deepcopy(loaded.model.config)
+    digest = "" if strategy.merge else body_digest(loaded)
     try:
         model = peft.get_peft_model(loaded.model, config)
     except ValueError as error:
@@ -79,14 +50,86 @@ def prepare_lora(strategy: AdapterStrategy, run: Run, loaded: Loaded, model_dire
             "name modules of the model, or leave it out for all linear layers",
         ) from None
     trained = {
-        name: Trained(parameter, is_head="modules_to_save" in name)
+        # Shrinking IA3's factors towards zero would shrink the activations themselves.
+        name: Trained(parameter, is_head="modules_to_save" in name, is_decayed=".ia3_l." not in name)
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
 
     def save(directory: Path) -> None:
-        model.save_pretrained(directory)
-        base_config.save_pretrained(directory)  # labels and their names, which peft's own files lack
+        if strategy.merge:
+            save_merged(model, directory)
+            note("the updates are merged into the model's weights, in float32")
+        else:
+            model.save_pretrained(directory)
+            # Labels and their names, which peft's own files lack, and what a later job checks its base model by.
+            setattr(base_config, FINETUNE, {"name": run.name, "base_digest": digest})
+            base_config.save_pretrained(directory)
+            if loaded.model.can_generate():  # where it stops may be learnt anew
+                loaded.model.generation_config.save_pretrained(directory)
         loaded.tokenizer.save_pretrained(directory)
 
-    return Tuning(model, trained, DEFAULT_LEARNING_RATE, save, "peft")
+    rate = default_learning_rate(strategy, run.spec.task)
+    return Tuning(model, trained, rate, save, "transformers" if strategy.merge else "peft")
+
+
+def _config(strategy: AdapterStrategy, run: Run, loaded: Loaded) -> peft.PeftConfig:
+    # peft knows heads by three names; what the checkpoint did not have must be trained whatever its name.
+    shared: dict[str, Any] = {"task_type": TASK_TYPES[run.spec.task]}
+    shared["modules_to_save"] = targets.head_modules(loaded.model, loaded.head) or None
+    if strategy.merge:
+        _check_not_tied(strategy, loaded.model)
+    if strategy.type == AdapterType.IA3:
+        return peft.IA3Config(
+            target_modules=targets.whole_path(targets.scaling_pattern(strategy, loaded.model)),
+            feedforward_modules=targets.whole_path(targets.input_pattern()),
+            **shared,
+        )
+    targets.update_layers(strategy, loaded.model, loaded.head)  # for its checks; peft knows more kinds of layers
+    rank = strategy.rank or DEFAULT_RANK
+    return peft.LoraConfig(
+        r=rank,
+        lora_alpha=strategy.alpha or 2 * rank,
+        lora_dropout=strategy.dropout,
+        target_modules=list(strategy.target_modules) if strategy.target_modules else "all-linear",
+        use_rslora=strategy.type == AdapterType.RSLORA,
+        use_dora=strategy.type == AdapterType.DORA,
+        **shared,
+    )
+
+
+def _check_not_tied(strategy: AdapterStrategy, model: PreTrainedModel) -> None:
+    """Raise TrainerError when a module to be merged shares its weights: the other one would change too."""
+    tied = {name for pair in model.all_tied_weights_keys.items() for name in pair}
+    paths = [name.removesuffix(".weight") for name in tied]
+    for name in strategy.target_modules or ():
+        if any(f".{path}".endswith(f".{name}") for path in paths):
+            raise TrainerError(
+                ExitCode.SPEC_INVALID,
+                f"spec.strategy.adapter.merge: {name} shares its weights with another layer, which would change too",
+                f"leave {name} out of targetModules, or do not merge",
+            )
+
+
+def save_merged(model: peft.PeftModel, directory: Path) -> None:
+    """Write the tuned model as a plain one. The model in memory stays as it is, so the two can be compared."""
+    base = model.get_base_model()
+    base.save_pretrained(directory, state_dict=_merged_weights(base))
+
+
+def _merged_weights(base: PreTrainedModel) -> dict[str, Tensor]:
+    """The weights by the names that they have in a plain model; one layer at a time is held twice."""
+    merged: dict[str, Tensor] = {}
+    layers: dict[str, Any] = {}
+    for path, module in base.named_modules():
+        if isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer):
+            layer = copy.deepcopy(module)
+            layer.merge(safe_merge=True)
+            layers[path] = layer.get_base_layer().state_dict()
+    for name, tensor in base.state_dict().items():
+        path = next((path for path in layers if name.startswith(f"{path}.")), None)
+        if path is not None:
+            merged |= {f"{path}.{inner}": weight for inner, weight in layers[path].items()}
+        elif ".original_module." not in name:
+            merged[name.replace(".modules_to_save.default", "")] = tensor
+    return merged
