@@ -109,10 +109,6 @@ class ChildBuilder:
         self.body["spec"] |= {"completions": number, "parallelism": number}
         return self
 
-    def failed_pods(self, number: int) -> Self:
-        self.body["status"]["failed"] = number
-        return self
-
     def started(self, moment: datetime) -> Self:
         self.body["status"]["startTime"] = text_of(moment)
         return self
@@ -154,6 +150,11 @@ class PodBuilder:
         """The Job that controls it."""
         owners = [] if job_uid is None else [{"kind": "Job", "uid": job_uid, "controller": True}]
         self.body["metadata"]["ownerReferences"] = owners
+        return self
+
+    def node(self, index: int) -> Self:
+        """Which node of the job it is."""
+        self.body["metadata"]["annotations"] = {"batch.kubernetes.io/job-completion-index": str(index)}
         return self
 
     def created(self, moment: datetime) -> Self:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
+import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 
 from pydantic import ValidationError
@@ -14,11 +17,16 @@ from pydantic import ValidationError
 from finetune_operator.host.app import App, LostLease
 from finetune_operator.host.settings import PREFIX, OperatorSettings, from_environment
 
+_GC_THRESHOLD = 10_000
+_LINGER_SECONDS = 5.0
+
 logger = logging.getLogger("finetune_operator")
 
 
 def main() -> int:
     """Run until a signal or a failure; returns the exit code."""
+    # A page of a list makes tens of thousands of objects, and none is garbage that reference counting would miss.
+    gc.set_threshold(_GC_THRESHOLD)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     # One line for every event of every object says nothing that the objects do not say.
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)
@@ -40,6 +48,7 @@ async def _run(settings: OperatorSettings) -> int:
 
     task = asyncio.ensure_future(App(settings, take_signals).run())
     take_signals()
+    code = 0
     with contextlib.suppress(asyncio.CancelledError):
         try:
             await task
@@ -47,8 +56,16 @@ async def _run(settings: OperatorSettings) -> int:
             for cause in _causes(error):
                 expected = isinstance(cause, (LostLease, OSError))  # they say it all
                 logger.critical("%s: %s", type(cause).__name__, cause, exc_info=None if expected else cause)
-            return 1
-    return 0
+            code = 1
+    _end_soon(code)
+    return code
+
+
+def _end_soon(code: int) -> None:
+    """End the process even if some library's task does not let itself be cancelled: a replica must not linger."""
+    timer = threading.Timer(_LINGER_SECONDS, os._exit, (code,))
+    timer.daemon = True
+    timer.start()
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -17,7 +17,7 @@ TRAINER_USER = 65532
 TRAIN_ROWS, EVALUATION_ROWS = 256, 64
 START_SECONDS = 120.0
 """A pod imports PyTorch and transformers first, on a machine that others use too."""
-END_SECONDS = 180.0
+END_SECONDS = 420.0
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,7 @@ def test_evicted_pod_does_not_count_and_is_replaced(cluster: Cluster, failed_onc
     failed_once.until("moved", "Running")
     cluster.kubelet.end(second, 0)
     failed_once.until("moved", "Complete")
+    assert failed_once.job("moved")["status"]["restarts"] == 1
     assert len(failed_once.pods("moved")) == 2
     eventually(lambda: events_of(failed_once, "moved") == ["Running", "Running", "Complete"], "an Event a transition")
 
@@ -140,6 +141,7 @@ def test_graceful_stop_does_not_count_either(cluster: Cluster, failed_once: Name
     cluster.kubelet.run(pod)
     cluster.kubelet.end(pod, 0)
     failed_once.until("drained", "Complete")
+    assert failed_once.job("drained")["status"]["restarts"] == 0
 
 
 def test_failures_that_may_pass_are_retried_until_the_limit_and_the_last_is_told(
@@ -148,7 +150,7 @@ def test_failures_that_may_pass_are_retried_until_the_limit_and_the_last_is_told
     second = fail(cluster, failed_once, "unlucky", 40)
     failed = failed_once.until("unlucky", "Failed", "StorageFull")
     assert failed["message"].startswith(f"{second}: The disk is full")
-    assert failed_once.job("unlucky")["status"]["restarts"] >= 1
+    assert failed_once.job("unlucky")["status"]["restarts"] == 1
     assert len(failed_once.pods("unlucky")) == 2
 
 

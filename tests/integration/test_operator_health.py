@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from operator_jobs import job
-from testbed.client import Object, eventually
+from testbed.client import Client, Object, eventually
 from testbed.cluster import Cluster, Namespace
-from testbed.operator_process import ACCOUNT, NAMESPACE, RBAC, OperatorProcess
+from testbed.operator_process import ACCOUNT, NAMESPACE, RBAC, OperatorProcess, service_account_token
 from testbed.proxy import Proxy
 
 pytest_plugins = ["testbed.plugin"]
@@ -59,13 +59,24 @@ def bound(name: str, role: Object) -> Object:
     return {"metadata": {"name": name}, "roleRef": reference, "subjects": [subject]}
 
 
-def take_away(cluster: Cluster, role: str, verb: str) -> None:
-    """Withdraw a verb, for every kind of object."""
-    path = f"{RBAC_API}/clusterroles/{role}"
+def take_away(cluster: Cluster, name: str, verb: str) -> None:
+    """Withdraw a verb from an account's own role, for every kind of object; returns when it is refused."""
+    path = f"{RBAC_API}/clusterroles/{name}"
     rules = cluster.client.get(path)["rules"]
     for rule in rules:
         rule["verbs"] = [each for each in rule["verbs"] if each != verb] or ["get"]
+    account = Client(cluster.server, service_account_token(cluster.server, account=name))
+    assert may(account, verb)
     cluster.client.patch(path, {"rules": rules})
+    # The API server learns of a changed role by a watch of its own: a request right after the change may still pass.
+    eventually(lambda: not may(account, verb), f"{name} may no longer {verb}")
+
+
+def may(account: Client, verb: str) -> bool:
+    """Whether an account has a right to the operator's Jobs."""
+    asked = {"resourceAttributes": {"verb": verb, "group": "batch", "resource": "jobs"}}
+    answer = account.create("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", {"spec": asked})
+    return bool(answer["status"]["allowed"])
 
 
 def test_operator_that_is_well_says_so(cluster: Cluster, namespace: Namespace, start_operator: Start) -> None:

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 SCRIPT = Path(__file__).resolve().parents[1] / "plain_trainer.py"
 STEPS = 30
 """Long enough in all for a report between the first and the last: transformers sends one in five seconds."""
-TRAINING_SECONDS = 120
+TRAINING_SECONDS = 240
 STATUS_SECONDS = 20
 """A status is written every 15 seconds."""
 

@@ -20,6 +20,8 @@ pytestmark = pytest.mark.integration
 
 Start = Callable[..., AbstractContextManager[OperatorProcess]]
 TAKEOVER_SECONDS = 30
+AT_ONCE_SECONDS = 5
+"""A follower looks every two seconds, and then lists."""
 SHORT = 5
 """Seconds of a lease that a test waits for."""
 
@@ -51,6 +53,23 @@ def test_one_of_two_acts_and_when_it_is_killed_the_other_does_within_thirty_seco
         for name in ("before", "after"):
             run_to_completion(cluster, namespace, name)
         assert len(namespace.pods("before")) == 1
+
+
+def test_leader_that_is_told_to_stop_gives_the_lease_back_and_the_other_acts_at_once(
+    cluster: Cluster, namespace: Namespace, start_operator: Start
+) -> None:
+    """A rolling update, with the lease of 15 s that it is by default."""
+    with start_operator("old") as old, start_operator("new", leading=False) as new:
+        assert old.terminate() == 0
+        stopped = time.monotonic()
+        assert holder(cluster) in ("", "new")
+        namespace.apply(job(), "meanwhile")
+        namespace.child("meanwhile")
+        assert time.monotonic() - stopped < AT_ONCE_SECONDS
+        assert holder(cluster) == "new"
+        assert "lease is not given back" not in old.log()
+        assert new.terminate() == 0
+        assert holder(cluster) == ""
 
 
 def test_leader_that_was_stopped_writes_nothing_when_it_wakes_up_and_starts_anew_as_a_follower(
@@ -85,8 +104,7 @@ def test_leader_that_was_stopped_writes_nothing_when_it_wakes_up_and_starts_anew
 
 
 def holder(cluster: Cluster) -> str:
-    found: str = cluster.client.get(LEASE)["spec"]["holderIdentity"]
-    return found
+    return str(cluster.client.get(LEASE)["spec"].get("holderIdentity", ""))
 
 
 def test_leader_stops_at_once_when_told_to_and_says_goodbye(cluster: Cluster, start_operator: Start) -> None:

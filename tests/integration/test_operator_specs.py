@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from contract_cases import valid_job
 from finetune_api.support import UNSUPPORTED
 from operator_jobs import events_of, job, run_to_completion
 from testbed.client import eventually
@@ -19,23 +18,22 @@ pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("operator")]
 
 S3 = {"uri": "s3://bucket/path"}
 FILE = {"uri": "file:///data/train.jsonl"}
+TEACHER = {"teacher": S3, "response": {}}
 NOT_YET: dict[str, dict[str, Any]] = {
-    "task": {"task": "TextGeneration"},
-    "strategy.distillation": {"strategy": valid_job("distillation")["spec"]["strategy"]},
-    "strategy.promptTuning": {"strategy": {"promptTuning": {"type": "Prompt"}}},
     "strategy.auto": {"strategy": {"auto": {}}},
-    "strategy.adapter.type": {"strategy": {"adapter": {"type": "IA3"}}},
-    "strategy.adapter.stackOn": {"strategy": {"adapter": {"type": "Bottleneck", "stackOn": [FILE]}}},
-    "strategy.full.gradualUnfreezing": {"strategy": {"full": {"gradualUnfreezing": {"everySteps": 1}}}},
-    "strategy.full.l2ToStart": {"strategy": {"full": {"l2ToStart": "0.1"}}},
-    "data.unlabeled": {"data": {"train": FILE, "unlabeled": FILE}},
-    "data.replay": {"data": {"train": FILE, "replay": {"source": FILE}}},
-    "evaluation.retention": {"evaluation": {"retention": {"data": FILE}}},
+    "strategy.adapter.stackOn": {"strategy": {"adapter": {"type": "Bottleneck", "stackOn": [S3]}}},
+    "strategy.distillation.teacher.uri": {"strategy": {"distillation": TEACHER}},
     "resources.nodes": {"resources": {"gpusPerNode": 0, "nodes": 2}},
     "resources.gpusPerNode": {"resources": {"gpusPerNode": 2}},
     "model.uri": {"model": S3},
     "data.train.uri": {"data": {"train": S3}},
     "data.evaluation.uri": {"data": {"train": FILE, "evaluation": S3}},
+    "data.replay.source.uri": {"data": {"train": FILE, "replay": {"source": S3}}},
+    "data.unlabeled.uri": {
+        "data": {"train": FILE, "unlabeled": S3},
+        "strategy": {"distillation": {**TEACHER, "teacher": FILE}},
+    },
+    "evaluation.retention.data.uri": {"evaluation": {"retention": {"data": S3}}},
     "output.uri": {"output": S3},
 }
 

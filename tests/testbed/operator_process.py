@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import ssl
+import subprocess
 import sys
 import time
 import urllib.error
@@ -28,7 +29,7 @@ _CRD = "finetunejobs.finetune-operator.io"
 
 
 class OperatorError(RuntimeError):
-    """The operator did not start, or ended; the message holds its log's end."""
+    """The operator did not start or end as it should; the message holds its log's end."""
 
 
 def install_crd(server: ApiServer) -> None:
@@ -192,8 +193,11 @@ class OperatorProcess:
         return self.wait()
 
     def wait(self, seconds: float = 20.0) -> int:
-        """Wait for its end; returns the exit code."""
-        return self._process.wait(seconds)
+        """Wait for its end; returns the exit code. Raises OperatorError."""
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise OperatorError(f"{self.identity} goes on after {seconds:.0f} s:\n{self._process.log_tail()}") from None
 
 
 def service_account_token(

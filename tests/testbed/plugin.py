@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import pytest
 
 from .apiserver import ApiServer
-from .binaries import BUILT_NAMES, NAMES, Binaries, BinariesUnavailableError, find
+from .binaries import BUILT_NAMES, NAMES, Binaries, BinariesUnavailableError, BuildFailedError, find
 from .cluster import Cluster, Namespace
 from .operator_process import OperatorProcess
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Have the programs before the first test starts: a build may take longer than a test may."""
+    wanted = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+    names = BUILT_NAMES if "cluster" in wanted else NAMES
+    if session.config.option.collectonly or not wanted & {"cluster", "api_server"}:
+        return
+    with suppress(BinariesUnavailableError, BuildFailedError):  # the fixtures tell
+        _find(session.config, names)
 
 
 @pytest.fixture(scope="session")
@@ -55,14 +65,16 @@ def start_operator(cluster: Cluster) -> Callable[..., AbstractContextManager[Ope
     return start
 
 
-def _found(config: pytest.Config, names: tuple[str, ...]) -> Binaries:
+def _find(config: pytest.Config, names: tuple[str, ...]) -> Binaries:
     capture = config.pluginmanager.getplugin("capturemanager")
+    # A build takes minutes, and its progress must be seen meanwhile.
+    with capture.global_and_fixture_disabled() if capture else nullcontext():
+        return find(names)
+
+
+def _found(config: pytest.Config, names: tuple[str, ...]) -> Binaries:
     try:
-        if capture is None:
-            return find(names)
-        # A build takes minutes, and its progress must be seen meanwhile.
-        with capture.global_and_fixture_disabled():
-            return find(names)
+        return _find(config, names)
     except BinariesUnavailableError as error:
         reason = f"a real API server: {error}"
     if os.environ.get("CI", "").lower() in ("true", "1"):

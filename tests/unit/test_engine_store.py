@@ -6,7 +6,7 @@ import pytest
 
 from finetune_api.v1alpha1.status import Phase
 from finetune_operator.engine.store import Key, Store
-from finetune_operator.metrics.jobs import figures_of
+from finetune_operator.metrics.jobs import Figures, figures_of
 from plan_builders import (
     CHILD_UID,
     JOB_UID,
@@ -218,9 +218,9 @@ def test_metrics_see_the_newest_report_and_after_the_end_the_status() -> None:
     store = store_with_everything()
     [sample] = store.samples()
     assert (sample.namespace, sample.name, sample.phase) == ("team-a", "router", Phase.PENDING)
-    assert (sample.task, sample.model, sample.progress) == ("TextClassification", "file:///models/base", None)
+    assert (sample.task, sample.model, sample.figures) == ("TextClassification", "file:///models/base", Figures())
     store.put_progress(KEY, make_progress(5))
-    assert next(store.samples()).progress == make_progress(5)
+    assert next(store.samples()).figures == figures_of(make_progress(5), None)
     store.put_fine_tune_job(make_job().metadata(resourceVersion="99").status(ended()).obj())
     [sample] = store.samples()
     assert (sample.phase, sample.strategy) == (Phase.COMPLETE, "Bottleneck")
@@ -232,7 +232,7 @@ def test_metrics_survive_a_status_of_another_version(status: dict[str, object]) 
     store = Store()
     store.put_fine_tune_job(make_job().status(status).obj())
     [sample] = store.samples()
-    assert (sample.phase, sample.progress, sample.strategy) == (Phase.PENDING, None, "")
+    assert (sample.phase, sample.figures, sample.strategy) == (Phase.PENDING, Figures(), "")
 
 
 def test_the_version_that_is_planned_with_is_the_one_that_was_seen() -> None:

@@ -59,6 +59,12 @@ def test_it_stops_before_another_can_start(leadership: Leadership, clock: Clock)
     assert not leadership.holds()
 
 
+def test_who_gives_up_may_not_write_though_the_lease_is_good(leadership: Leadership) -> None:
+    leadership.renewed(leadership.now())
+    leadership.given_up()
+    assert not leadership.holds()
+
+
 def test_renewing_in_time_goes_on_leading(leadership: Leadership, clock: Clock) -> None:
     for _ in range(100):
         leadership.renewed(leadership.now())

@@ -16,7 +16,7 @@ from finetune_api.v1alpha1.status import Phase
 from finetune_operator.engine.store import Store
 from finetune_operator.metrics.goodput import Cause
 from finetune_operator.metrics.jobs import JobCollector
-from finetune_operator.metrics.labels import EVALUATIONS, FORGETTING, REASONS
+from finetune_operator.metrics.labels import EVALUATIONS, FORGETTING, LOSS_TERMS, REASONS
 from finetune_operator.metrics.operator import OperatorMetrics
 from plan_builders import NOW, make_job
 from status_samples import full_status
@@ -61,7 +61,9 @@ def test_every_metric_is_documented_with_its_type_and_labels_and_no_other() -> N
     assert documented() == exposed()
 
 
-@pytest.mark.parametrize("values", [EVALUATIONS, FORGETTING, REASONS, frozenset(Cause)], ids=["eval", "f", "r", "c"])
+@pytest.mark.parametrize(
+    "values", [EVALUATIONS, FORGETTING, LOSS_TERMS, REASONS, frozenset(Cause)], ids=["eval", "f", "t", "r", "c"]
+)
 def test_every_value_of_a_fixed_set_is_documented(values: frozenset[str]) -> None:
     text = DOCS.read_text()
     assert [value for value in sorted(values) if f"`{value}`" not in text] == []

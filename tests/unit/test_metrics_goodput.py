@@ -111,7 +111,7 @@ def test_a_lost_pod_loses_what_came_after_the_last_checkpoint(checkpoint: dateti
     progress = make_progress(5)
     if checkpoint:
         progress = make_progress(5, last_checkpoint=CheckpointStatus(step=5, time=checkpoint))
-    life.seen(140, make_child().failed_pods(1), running().failed(41), progress=progress)
+    life.seen(140, make_child(), running().failed(41), progress=progress)
     assert (life.seconds[None], life.seconds[Cause.LOST_WORK]) == (kept, 100 - kept)
 
 
@@ -124,8 +124,8 @@ def test_the_checkpoint_of_the_last_word_counts_though_it_was_never_reported() -
 
 def test_until_it_runs_again_it_recovers() -> None:
     life = started()
-    life.seen(140, make_child().failed_pods(1), running().failed(41))
-    life.seen(200, make_child().failed_pods(1), running().failed(41), running(1))
+    life.seen(140, make_child(), running().failed(41))
+    life.seen(200, make_child(), running().failed(41), running(1))
     assert life.seconds[Cause.RECOVERY] == 60
 
 
@@ -159,13 +159,13 @@ def test_the_sum_over_a_long_life_is_what_elapsed() -> None:
     life = Life()
     life.seen(0, None)
     life.seen(40, make_child(), running())
-    life.seen(300, make_child().failed_pods(1), running().failed(41), progress=saved(50, 250))
-    life.seen(360, make_child().failed_pods(1), running().failed(41), running(1))
+    life.seen(300, make_child(), running().failed(41), progress=saved(50, 250))
+    life.seen(360, make_child(), running().failed(41), running(1))
     life.job.suspended()
-    life.seen(500, make_child().failed_pods(1), running().failed(41), running(1))
+    life.seen(500, make_child(), running().failed(41), running(1))
     life.job.suspended(False)
-    life.seen(900, make_child().suspended().failed_pods(1), running().failed(41))
-    life.seen(960, make_child().failed_pods(1), running().failed(41), running(2))
+    life.seen(900, make_child().suspended(), running().failed(41))
+    life.seen(960, make_child(), running().failed(41), running(2))
     life.seen(2005, make_child().complete(at(2000)), running().failed(41), running(2).succeeded())
     assert sum(life.seconds.values()) == timedelta(seconds=2000).total_seconds()
     assert life.seconds == {

@@ -5,10 +5,11 @@ from __future__ import annotations
 import tracemalloc
 
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 
 from finetune_api.v1alpha1.status import Phase, Progress
 from finetune_operator.engine.store import Store
-from finetune_operator.metrics.jobs import JobCollector, figures_of
+from finetune_operator.metrics.jobs import Figures, JobCollector, figures_of
 from plan_builders import JOB_UID, KEY, NOW, make_job, make_progress
 from status_samples import full_status
 
@@ -31,6 +32,24 @@ def test_an_ended_job_keeps_its_last_figures_and_what_it_forgot() -> None:
     assert 'finetune_job_forgetting{metric="before",name="router",namespace="team-a"} 0.5' in text
     assert 'finetune_job_forgetting{metric="after",name="router",namespace="team-a"} 0.25' in text
     assert 'finetune_job_eval_metric{metric="accuracy",name="router",namespace="team-a"} 0.5' in text
+
+
+def test_retention_divergence_and_the_terms_of_the_loss_have_series_of_their_own() -> None:
+    store = Store()
+    store.put_fine_tune_job(make_job().obj())
+    evaluation = {"accuracy": 0.5, "retentionAccuracy": 0.25, "retentionMacroF1": 0.125, "klToBase": 0.03125}
+    terms = {"task": 2.0, "selfAttention": 3.0, "invented": 4.0}
+    store.put_progress(KEY, make_progress(1, evaluation=evaluation, loss_terms=terms, forgetting=-0.25))
+    families = {family.name: family.samples for family in text_string_to_metric_families(scrape(store))}
+
+    def found(name: str, label: str) -> dict[str, float]:
+        return {sample.labels[label]: sample.value for sample in families[f"finetune_job_{name}"]}
+
+    assert found("eval_metric", "metric") == {"accuracy": 0.5}
+    assert found("retention_metric", "metric") == {"accuracy": 0.25, "macroF1": 0.125}
+    assert found("forgetting", "metric") == {"drop": -0.25}
+    assert found("divergence", "name") == {"router": 0.03125}
+    assert found("loss_term", "term") == {"task": 2.0, "selfAttention": 3.0}
 
 
 def test_a_report_is_seen_at_once() -> None:
@@ -60,6 +79,7 @@ def test_a_trainer_cannot_make_series_by_inventing_names() -> None:
 
 def test_what_is_not_known_has_no_figure() -> None:
     nothing = figures_of(None, None)
+    assert nothing == Figures()
     assert (nothing.steps, nothing.gauges, nothing.evaluation, nothing.forgetting) == (None, (), (), ())
     planless = figures_of(Progress(step=0, total_steps=0, percent=0), None)
     assert planless.gauges[0] is None  # no share of nothing

@@ -88,9 +88,9 @@ def test_a_job_that_is_refused_for_its_spec_is_told_so() -> None:
 
 def test_a_retry_that_runs_again_is_told() -> None:
     running = plan_of(make_job(), make_child(), make_pod().running())
-    lost = plan_of(after(running), make_child().failed_pods(1), make_pod().failed(41))
+    lost = plan_of(after(running), make_child(), make_pod().failed(41))
     assert lost.events == ()
-    again = plan_of(after(lost), make_child().failed_pods(1), make_pod().failed(41), make_pod(1).running())
+    again = plan_of(after(lost), make_child(), make_pod().failed(41), make_pod(1).running())
     assert reasons_of(again) == ["Running"]
 
 

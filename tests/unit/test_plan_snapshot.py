@@ -15,7 +15,7 @@ def test_a_job_that_was_just_created() -> None:
     assert not job.suspended
     assert not job.queued
     assert not job.being_deleted
-    assert (job.failed, job.start_time, job.ended_at) == (0, None, None)
+    assert (job.start_time, job.ended_at) == (None, None)
 
 
 def test_a_job_with_hardly_anything_is_read() -> None:

@@ -158,10 +158,21 @@ def test_when_no_pod_is_left_to_tell_the_job_has_the_start() -> None:
 
 
 def test_restarts_are_counted_and_never_go_back() -> None:
-    plan = plan_of(make_job(), make_child().failed_pods(2), make_pod(2).running())
+    plan = plan_of(make_job(), make_child(), make_pod(0).failed(41), make_pod(1).disrupted(), make_pod(2).running())
     assert plan.status is not None
     assert plan.status["restarts"] == 2
     assert plan_of(make_job().status(plan.status), make_child(), make_pod(2).running()).status is None
+
+
+def test_a_restart_that_is_heard_of_after_the_end_is_counted_and_nothing_else_changes() -> None:
+    pods = (make_pod(0).disrupted(), make_pod(1).succeeded(make_word(ExitCode.COMPLETE)))
+    ended = plan_of(make_job(), make_child().complete(), pods[1]).status
+    assert ended is not None
+    assert ended.get("restarts", 0) == 0
+    later = plan_of(make_job().status(ended), make_child().complete(), *pods, now=at(60))
+    assert later == Plan(status={**ended, "restarts": 1})
+    assert plan_of(make_job().status(later.status), make_child().complete(), *pods, now=at(60)) == Plan()
+    assert plan_of(make_job().status(later.status), None, now=at(60)) == Plan()
 
 
 def test_a_job_of_several_nodes_runs_when_all_do() -> None:
@@ -231,7 +242,7 @@ def test_a_report_that_says_nothing_new_is_no_write_however_old_the_last() -> No
 
 
 def test_a_transition_does_not_wait_for_the_interval_and_does_not_carry_the_held_report() -> None:
-    plan = plan_of(running(0), make_child().failed_pods(1), make_pod().failed(41), progress=make_progress(3), now=at(2))
+    plan = plan_of(running(0), make_child(), make_pod().failed(41), progress=make_progress(3), now=at(2))
     assert plan.status is not None
     assert plan.status["phase"] == "Pending"
     assert plan.status["progress"]["step"] == 1

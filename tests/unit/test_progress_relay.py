@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import ssl
+import subprocess
+from pathlib import Path
 
 import pytest
 from aiohttp import web
@@ -12,6 +15,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from finetune_operator.host.leader import address_in, make_identity
 from finetune_operator.host.settings import OperatorSettings, from_environment
 from finetune_operator.progress.relay import Relay
+from finetune_operator.progress.sources import RELAYED_BURST
 
 PATH = "/v1/team/job"
 
@@ -78,3 +82,47 @@ def test_address_is_told_where_there_is_a_progress_server(pod_ip: str, certifica
         given |= {"FINETUNE_PROGRESS_CERTIFICATE": certificate, "FINETUNE_PROGRESS_KEY": "tls.key"}
     settings: OperatorSettings = from_environment(given)
     assert settings.progress_address() == address
+
+
+def certificate(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Both sides' contexts for a new certificate of localhost."""
+    files = [str(folder / name) for name in ("tls.crt", "tls.key")]
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost"
+    names = ["-addext", "subjectAltName=DNS:localhost", "-out", files[0], "-keyout", files[1]]
+    subprocess.run([*command.split(), *names], check=True, capture_output=True)
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server.load_cert_chain(*files)
+    return server, ssl.create_default_context(cafile=files[0])
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_who_sends_bad_tokens_is_not_passed_on_for_ever_and_others_are(tmp_path: Path) -> None:
+    """The leader sees the relay's address for all senders: none of them may use up what it lets through."""
+    tokens: list[str] = []
+
+    async def judge(request: web.Request) -> web.Response:
+        tokens.append(request.headers["Authorization"])
+        return web.Response(status=200 if tokens[-1] == "Bearer good" else 401)
+
+    async def run() -> list[int]:
+        leader = web.Application()
+        leader.add_routes([web.post("/v1/{namespace}/{name}", judge)])
+        server_side, client_side = certificate(tmp_path)
+        there = TestServer(leader, scheme="https")
+        await there.start_server(ssl=server_side)
+        async with there:
+            relay = Relay(lambda: False, lambda: f"127.0.0.1:{there.port}", client_side, "localhost")
+            app = web.Application(middlewares=[relay.middleware()])
+            app.add_routes([web.post("/v1/{namespace}/{name}", judge)])
+            async with TestClient(TestServer(app)) as client:
+                bearers = [*["good"] * 30, *[f"bad-{number}" for number in range(30)]]
+                return [
+                    (await client.post(PATH, data=b"{}", headers={"Authorization": f"Bearer {bearer}"})).status
+                    for bearer in bearers
+                ]
+
+    codes = asyncio.run(run())
+    assert codes[:30] == [200] * 30
+    assert codes[30:].count(401) == RELAYED_BURST
+    assert codes[30:].count(429) == 30 - RELAYED_BURST
+    assert len(tokens) == 30 + RELAYED_BURST

@@ -16,7 +16,7 @@ from finetune_api.v1alpha1.status import Phase
 from finetune_operator.cluster.client import ClusterError
 from finetune_operator.engine.store import Key, Store
 from finetune_operator.progress.server import BURST, ProgressServer
-from finetune_operator.progress.tokens import PodIdentity, TokenReviewer
+from finetune_operator.progress.tokens import PodIdentity, Throttled, TokenReviewer
 from plan_builders import CHILD_UID, JOB_UID, KEY, NOW, make_child, make_job, make_pod, make_progress
 from status_samples import full_status
 
@@ -33,9 +33,12 @@ BODY = report_of(make_progress(25, loss=0.5), NOW).model_dump_json(by_alias=True
 class Reviewer:
     """Knows TOKENS, as the API server would."""
 
-    async def identify(self, token: str) -> PodIdentity | None:
+    async def identify(self, token: str, address: str | None) -> PodIdentity | None:
+        assert address == "127.0.0.1"
         if token == "outage":
             raise ClusterError("no answer")
+        if token == "one of many":
+            raise Throttled
         return TOKENS.get(token)
 
 
@@ -47,11 +50,14 @@ class Bed:
         self.store.put_fine_tune_job(make_job().obj())
         self.store.put_job(make_child().obj())
         self.store.put_pod(make_pod().running().obj())
-        self.reported: list[Key] = []
+        self.reported: list[tuple[Key, bool]] = []
         self.counted: Counter[str] = Counter()
         reviewer = cast("TokenReviewer", Reviewer())
         self.server = ProgressServer(
-            self.store, reviewer, self.reported.append, lambda code: self.counted.update([code])
+            self.store,
+            reviewer,
+            lambda key, is_first: self.reported.append((key, is_first)),
+            lambda code: self.counted.update([code]),
         )
         self.post: Callable[..., Awaitable[tuple[int, str]]]
 
@@ -89,8 +95,19 @@ def test_a_report_of_the_jobs_pod_is_noted() -> None:
     progress = bed.store.progress(KEY)
     assert progress is not None
     assert (progress.step, progress.percent, progress.loss) == (25, 25, 0.5)
-    assert bed.reported == [KEY]
+    assert bed.reported == [(KEY, True)]
     assert bed.counted == {"200": 1}
+
+
+def test_only_the_first_report_of_a_job_is_told_to_be_the_first() -> None:
+    bed = Bed()
+
+    async def test() -> None:
+        for _ in range(3):
+            await bed.post()
+
+    bed.run(test)
+    assert bed.reported == [(KEY, True), (KEY, False), (KEY, False)]
 
 
 @pytest.mark.parametrize("token", [name for name in TOKENS if name != "good"])
@@ -125,6 +142,12 @@ def test_a_token_that_nobody_knows_is_refused_and_not_repeated() -> None:
 
 def test_when_tokens_cannot_be_checked_the_pod_is_told_to_come_again() -> None:
     assert send(Bed(), bearer="outage")[0] == 503
+
+
+def test_who_tries_many_tokens_is_slowed_and_told_so() -> None:
+    code, text = send(Bed(), bearer="one of many")
+    assert code == 429
+    assert "not valid came from this address" in text
 
 
 def test_a_report_may_have_64_kib_and_no_more() -> None:

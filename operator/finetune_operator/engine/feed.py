@@ -45,6 +45,7 @@ class Feed:
         metadata = body["metadata"]
         if type_ == DELETED:
             owner = Key(metadata["namespace"], metadata.get("labels", {}).get(JOB_NAME_LABEL, ""))
+            self.store.put_pod(body)  # how it ended may be told by its farewell alone
             self.store.drop_pod(owner, metadata["name"], metadata["uid"])
             self.queue.add(owner)
         elif owner_seen := self.store.put_pod(body):

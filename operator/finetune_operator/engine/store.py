@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from finetune_api.v1alpha1.status import Phase, Progress
+from finetune_operator.engine.past import Past
 from finetune_operator.metrics.jobs import Figures, JobSample, figures_of
 from finetune_operator.plan.names import JOB_NAME_LABEL
 from finetune_operator.plan.snapshot import (
@@ -63,8 +64,9 @@ class Store:
         self._jobs: dict[Key, _Record] = {}
         self._children: dict[Key, ObservedJob] = {}
         self._pods: dict[Key, dict[str, tuple[int, ObservedPod]]] = {}
-        self._progress: dict[Key, Progress] = {}
+        self._progress: dict[Key, tuple[Progress, Figures]] = {}
         self._obstacles: dict[Key, str] = {}
+        self._past: Past[Key] = Past()
         self._deletions: list[set[str]] = []
 
     def __len__(self) -> int:
@@ -117,6 +119,7 @@ class Store:
         is_another = known is not None and known.uid != record.uid
         if is_another:
             self._obstacles.pop(key, None)
+            self._past.forget(key)
         if is_another or record.phase in _ENDED:
             self._progress.pop(key, None)  # the last word is in the status
         self._jobs[key] = record
@@ -136,21 +139,24 @@ class Store:
         del self._jobs[key]
         self._progress.pop(key, None)
         self._obstacles.pop(key, None)
+        self._past.forget(key)
         return True
 
     def put_job(self, body: KubernetesObject) -> Key | None:
         """Note a Job; returns the key of its FineTuneJob when something about it is new."""
         if self.knows_job(body):
             return None
-        key = _key(body)
-        self._children[key] = observe_job(body)
+        key, child = _key(body), observe_job(body)
+        if (known := self._children.get(key)) is not None and known.uid != child.uid:
+            self._keep_restarts(key, known)
+        self._children[key] = child
         return key
 
     def drop_job(self, key: Key, uid: str) -> None:
         """Forget a Job that is gone, if it is the one with that UID."""
         self._note_deletion(uid)
         if key in self._children and self._children[key].uid == uid:
-            del self._children[key]
+            self._keep_restarts(key, self._children.pop(key))
 
     def put_pod(self, body: KubernetesObject) -> Key | None:
         """Note a pod; returns the key of its FineTuneJob when something about it is new."""
@@ -165,7 +171,9 @@ class Store:
         self._note_deletion(uid)
         pods = self._pods.get(key, {})
         if name in pods and pods[name][1].uid == uid:
-            del pods[name]
+            _, pod = pods.pop(name)
+            if key in self._jobs:
+                self._past.gone(key, pod)
         if not pods:
             self._pods.pop(key, None)
 
@@ -178,14 +186,15 @@ class Store:
 
     def progress(self, key: Key) -> Progress | None:
         """The newest report since the operator started."""
-        return self._progress.get(key)
+        known = self._progress.get(key)
+        return known[0] if known else None
 
     def put_progress(self, key: Key, progress: Progress) -> bool:
         """Note a report; False when there is no such job, or it has ended."""
         record = self._jobs.get(key)
         if record is None or record.phase in _ENDED:
             return False
-        self._progress[key] = progress
+        self._progress[key] = (progress, figures_of(progress, None))
         return True
 
     def snapshot(self, key: Key) -> Snapshot | None:
@@ -196,6 +205,10 @@ class Store:
         child = self._children.get(key)
         pods = sorted((pod for _, pod in self._pods.get(key, {}).values()), key=lambda pod: (pod.created, pod.name))
         own = [pod for pod in pods if child is not None and pod.job_uid == child.uid]
+        status = json.loads(record.status)
+        restarts = _count(status, "restarts")
+        if child is not None and child.owner_uid == record.uid:
+            restarts = self._past.restarts(key, child.uid, own, restarts)
         return Snapshot(
             job=ObservedFineTuneJob(
                 namespace=key.namespace,
@@ -205,13 +218,14 @@ class Store:
                 resource_version=record.resource_version,
                 created=parse_time(record.created),
                 spec=json.loads(record.spec),
-                status=json.loads(record.status),
+                status=status,
                 being_deleted=record.being_deleted,
             ),
             child=child,
             pods=tuple(own),
             leftover=next((pod.name for pod in pods if pod not in own and not pod.has_ended), ""),
-            progress=self._progress.get(key),
+            progress=self.progress(key),
+            restarts=restarts,
             obstacle=self._obstacles.get(key, ""),
         )
 
@@ -225,11 +239,18 @@ class Store:
     def samples(self) -> Iterator[JobSample]:
         """Every job as the metrics see it. The progress is the newest reported, else the one in status."""
         for key, record in list(self._jobs.items()):
-            progress = self._progress.get(key)
+            reported = self._progress.get(key)
             yield JobSample(
                 key.namespace, key.name, record.task, record.strategy, record.model, record.phase,
-                progress, stored=None if progress else record.figures,
+                stored=reported[1] if reported else record.figures,
             )  # fmt: skip
+
+    def _keep_restarts(self, key: Key, child: ObservedJob) -> None:
+        """Count the restarts of a Job that is gone for good."""
+        record = self._jobs.get(key)
+        if record is not None and record.uid == child.owner_uid:
+            own = [pod for _, pod in self._pods.get(key, {}).values() if pod.job_uid == child.uid]
+            self._past.job_gone(key, child.uid, own, _count(json.loads(record.status), "restarts"))
 
     def _note_deletion(self, uid: str) -> None:
         for deleted in self._deletions:
@@ -277,3 +298,9 @@ def _text(value: object, field: str) -> str:
     """A field that is text; another version may have stored something else."""
     found = value.get(field) if isinstance(value, Mapping) else None
     return found if isinstance(found, str) else ""
+
+
+def _count(value: KubernetesObject, field: str) -> int:
+    """A field that is a number."""
+    found = value.get(field)
+    return found if isinstance(found, int) else 0

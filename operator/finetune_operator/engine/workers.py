@@ -44,6 +44,9 @@ class Workers:
             self.metrics.reconcile_seconds.labels(CONTROLLER).observe(seconds)
             self.metrics.work_seconds.labels(CONTROLLER).observe(seconds)
             self.metrics.reconciles.labels(CONTROLLER, result).inc()
+            # A key of which nothing is to be written waits for nothing: without this, after a resync nobody else would
+            # have a turn until all are through.
+            await asyncio.sleep(0)
 
     async def _reconcile(self, key: Key) -> str:
         """Reconcile a key and give it back to the queue; returns the result's name."""

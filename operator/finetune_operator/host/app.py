@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import random
 import socket
@@ -26,18 +27,20 @@ from finetune_operator.engine.work_queue import WorkQueue
 from finetune_operator.engine.workers import Workers
 from finetune_operator.host.health import Health
 from finetune_operator.host.http import make_http_app
-from finetune_operator.host.leader import Leadership, address_in, lead, make_identity
+from finetune_operator.host.leader import Leadership, address_in, lead, make_identity, release
 from finetune_operator.host.settings import OperatorSettings
 from finetune_operator.host.watches import make_registry, make_settings
 from finetune_operator.metrics.jobs import JobCollector
 from finetune_operator.metrics.operator import CONTROLLER, OperatorMetrics
 from finetune_operator.plan.status import PROGRESS_INTERVAL
+from finetune_operator.progress.pace import Pace
 from finetune_operator.progress.relay import Relay
 from finetune_operator.progress.server import ProgressServer
 from finetune_operator.progress.tokens import TokenReviewer
 
 _GRACE_SECONDS = 5.0
 _RETRY_SECONDS = 5.0
+_STOP_SECONDS = 2.0
 _IDLE_SECONDS = 2.0
 """A connection without a request is closed: with TLS each takes 0.3 MiB, which is more than a new handshake costs."""
 _BACKLOG = 4096
@@ -67,6 +70,7 @@ class App:
         self.leadership = Leadership(settings.lease_seconds)
         self.metrics.leader.labels(CONTROLLER).set_function(self.leadership.holds)
         self._name = settings.identity or socket.gethostname()
+        self._pace = Pace(PROGRESS_INTERVAL.total_seconds())
         self._has_store = False
         self.health = Health(settings.resync_seconds + _GRACE_SECONDS, self.queue.longest_running_seconds)
 
@@ -94,10 +98,14 @@ class App:
             await lead(api, self.settings.operator_namespace, identity, self.leadership, leads)
             raise LostLease("the lease is lost; the process ends, to start anew as a follower")
 
-        async with asyncio.TaskGroup() as group:
-            group.create_task(hold())
-            await leads.wait()
-            await self._act(cluster)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(hold())
+                await leads.wait()
+                await self._act(cluster)
+        finally:
+            if leads.is_set():
+                await release(api, self.settings.operator_namespace, identity, self.leadership)
 
     async def _act(self, cluster: KubernetesCluster) -> None:
         """What the leader does; when any part of it fails, all of it ends."""
@@ -114,6 +122,9 @@ class App:
         # Workers start only after the first full list: a store with holes would plan what is there already.
         await self._first_resync(cluster)
         self._has_store = True
+        # What there is now stays. To look it through takes the collector 50 ms each time, and nothing is answered then.
+        gc.collect()
+        gc.freeze()
         async with asyncio.TaskGroup() as group:
             group.create_task(workers.run())
             group.create_task(self._keep_resyncing(cluster))
@@ -122,18 +133,26 @@ class App:
     async def _watch(self) -> None:
         """Run kopf's watches; they end only by an error."""
         namespace = self.settings.watch_namespace
-        ours = asyncio.all_tasks()
         tasks = await kopf.spawn_tasks(
             registry=make_registry(self.store, self.queue),
             settings=make_settings(),
             standalone=True,
+            identity=self._name,  # type: ignore[arg-type]  # or kopf asks for a user's name, and a container's may have none
             clusterwide=not namespace,
             namespaces=[namespace] if namespace else [],
         )
-        # kopf has taken the signals over, and would wait for seconds for workers that never end.
-        self._take_signals()
-        await kopf.run_tasks(tasks, ignored=ours)
-        raise RuntimeError("the watches have ended")
+        self._take_signals()  # kopf has taken them over
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            raise RuntimeError("the watches have ended")
+        finally:
+            # Not `kopf.run_tasks`: where one watch has failed, it waits for the others, and they may wait for a login
+            # that nobody will do any more.
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=_STOP_SECONDS)
 
     async def _first_resync(self, cluster: KubernetesCluster) -> None:
         while True:
@@ -171,9 +190,9 @@ class App:
         )
         return server.app([relay.middleware()]), tls
 
-    def _reported(self, key: Key) -> None:
-        """A job has news: Prometheus sees it at once, its status at the next interval."""
-        self.queue.add_after(key, PROGRESS_INTERVAL.total_seconds())
+    def _reported(self, key: Key, is_first: bool) -> None:
+        """A job has news: Prometheus sees it at once, its status soon."""
+        self.queue.add_after(key, self._pace.delay(is_first))
 
     def _count_report(self, code: str) -> None:
         self.metrics.reports.labels(code).inc()

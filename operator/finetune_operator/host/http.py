@@ -9,15 +9,21 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from finetune_operator.metrics.exposition import expose
+
 
 def make_http_app(registry: CollectorRegistry, unhealthy: Callable[[], str | None]) -> web.Application:
     """`/metrics` for Prometheus; `/healthz`, 503 with the reason when `unhealthy` gives one; `/readyz`."""
 
-    async def metrics(request: web.Request) -> web.Response:
+    async def metrics(request: web.Request) -> web.StreamResponse:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        # In a thread: thousands of jobs make seconds of work, and watches, lease and reports must not wait for it.
-        body = await asyncio.to_thread(encode, registry)
-        return web.Response(body=body, headers={"Content-Type": content_type})
+        response = web.StreamResponse(headers={"Content-Type": content_type})
+        await response.prepare(request)
+        for piece in expose(registry, encode) if request.method == "GET" else ():
+            await response.write(piece)
+            await asyncio.sleep(0)  # reports, watches and the lease have their turn
+        await response.write_eof()
+        return response
 
     async def health(request: web.Request) -> web.Response:
         reason = unhealthy()

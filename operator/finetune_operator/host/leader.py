@@ -20,6 +20,9 @@ LEASE_NAME = "finetune-operator"
 _SEPARATOR = "_"
 """Between a replica's name and its address; no pod's name has one."""
 
+_RELEASE_TRIES = 3
+_RELEASE_SECONDS = 1.0
+
 logger = logging.getLogger(__name__)
 
 
@@ -51,6 +54,10 @@ class Leadership:
     def renewed(self, at: float) -> None:
         """The lease was renewed by a request sent at that time."""
         self._renewed_at = at
+
+    def given_up(self) -> None:
+        """From now on this replica writes nothing, whatever its lease says."""
+        self._renewed_at = None
 
     def holds(self) -> bool:
         """Whether this replica still leads, with a margin for a request under way."""
@@ -111,6 +118,26 @@ class _ObservedLock(LeaseLock):
             self._leadership.renewed(sent)
             self._leadership.holder = self.identity
         return succeeded
+
+
+async def release(api: ApiClient, namespace: str, identity: str, leadership: Leadership) -> None:
+    """Give the lease back, if it is still ours, so that the next replica need not wait until it has run out."""
+    leadership.given_up()
+    leases = client.CoordinationV1Api(api)
+    for _ in range(_RELEASE_TRIES):  # a renewal that was under way may be in between
+        try:
+            async with asyncio.timeout(_RELEASE_SECONDS):
+                lease = await leases.read_namespaced_lease(LEASE_NAME, namespace)
+                if lease.spec is None or lease.spec.holder_identity != identity:
+                    return
+                lease.spec.holder_identity = ""
+                lease.spec.lease_duration_seconds = 1
+                await leases.replace_namespaced_lease(LEASE_NAME, namespace, lease)
+                return
+        except client.ApiException as error:
+            logger.info("the lease is not given back: %s", error.reason)
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            logger.info("the lease is not given back: %s: %s", type(error).__name__, error)
 
 
 def _unreachable() -> client.ApiException:

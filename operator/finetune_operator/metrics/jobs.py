@@ -6,15 +6,16 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, StateSetMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from finetune_api.v1alpha1.status import Phase, Progress, Result
-from finetune_operator.metrics.labels import EVALUATIONS, FORGETTING
+from finetune_operator.metrics.labels import DIVERGENCE, EVALUATIONS, FORGETTING, LOSS_TERMS, RETENTIONS
 
-JOB_LABELS = ("namespace", "name")
+_PREFIX = "finetune_job_"
 
 
 # name, help, value; a job has no series of a metric whose value is not known.
@@ -35,36 +36,52 @@ _GAUGES: tuple[tuple[str, str, Callable[[Progress], float | None]], ...] = (
         "Most memory allocated: of the GPU, or of the process when trained on CPU.",
         lambda p: p.memory_peak_bytes,
     ),
+    (
+        "divergence",
+        "KL divergence from what the model predicted before training, in nats a prediction.",
+        lambda p: p.evaluation.get(DIVERGENCE),
+    ),
 )
+
+
+_Values = tuple[tuple[str, float], ...]
+"""Values by a name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
     """The numbers of a progress and a result: a tenth of their memory, so that 10,000 jobs can be kept."""
 
-    steps: int | None
-    gauges: tuple[float | None, ...]
+    steps: int | None = None
+    gauges: tuple[float | None, ...] = ()
     """In the order of _GAUGES."""
-    evaluation: tuple[tuple[str, float], ...]
-    forgetting: tuple[tuple[str, float], ...]
-    checkpoint: datetime | None
+    terms: _Values = ()
+    evaluation: _Values = ()
+    retention: _Values = ()
+    forgetting: _Values = ()
+    checkpoint: datetime | None = None
 
 
 def figures_of(progress: Progress | None, result: Result | None) -> Figures:
     """The numbers that have series."""
     forgetting = _known(result.forgetting, FORGETTING) if result else ()
     if progress is None:
-        return Figures(None, (), (), forgetting, None)
+        return Figures(forgetting=forgetting)
+    if progress.forgetting is not None:
+        forgetting = (*forgetting, ("drop", progress.forgetting))
+    evaluation = progress.evaluation
     return Figures(
         steps=progress.step,
         gauges=tuple(value_of(progress) for _, _, value_of in _GAUGES),
-        evaluation=_known(progress.evaluation, EVALUATIONS),
+        terms=_known(progress.loss_terms, LOSS_TERMS),
+        evaluation=_known(evaluation, EVALUATIONS),
+        retention=tuple((metric, evaluation[name]) for name, metric in RETENTIONS.items() if name in evaluation),
         forgetting=forgetting,
         checkpoint=progress.last_checkpoint.time if progress.last_checkpoint else None,
     )
 
 
-def _known(metrics: Mapping[str, float], names: frozenset[str]) -> tuple[tuple[str, float], ...]:
+def _known(metrics: Mapping[str, float], names: frozenset[str]) -> _Values:
     """A trainer may report any name; only names from a fixed set become label values."""
     return tuple((sys.intern(name), value) for name, value in metrics.items() if name in names)
 
@@ -85,17 +102,30 @@ class JobSample:
     """In place of progress and result, where only their numbers are kept."""
 
     @property
-    def labels(self) -> tuple[str, str]:
-        """Values of JOB_LABELS."""
-        return (self.namespace, self.name)
-
-    @property
     def figures(self) -> Figures:
         """The numbers of its progress and result."""
         return self.stored or figures_of(self.progress, self.result)
 
 
 _Known = list[tuple[JobSample, Figures]]
+
+
+@dataclass(frozen=True, slots=True)
+class _ByName:
+    """A gauge with a series for each of some names."""
+
+    name: str
+    label: str
+    documentation: str
+    values_of: Callable[[Figures], _Values]
+
+
+_BY_NAME = (
+    _ByName("loss_term", "term", "Weighted parts of the training loss at the last step.", lambda f: f.terms),
+    _ByName("eval_metric", "metric", "The newest evaluation, by metric.", lambda f: f.evaluation),
+    _ByName("retention_metric", "metric", "The newest evaluation on the retention rows.", lambda f: f.retention),
+    _ByName("forgetting", "metric", "What was forgotten of the retention rows, by measure.", lambda f: f.forgetting),
+)
 
 
 class JobCollector(Collector):
@@ -108,62 +138,72 @@ class JobCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """All families, also those without a job, so that their names are known from the start."""
         known = [(job, job.figures) for job in self._jobs()]
-        samples = [job for job, _ in known]
-        yield _info(samples)
-        yield _phase(samples)
-        yield from _progress(known)
-        yield _by_metric("eval_metric", "The newest evaluation, by metric.", known, lambda figures: figures.evaluation)
-        yield _by_metric(
-            "forgetting", "What was forgotten, by measure, once Complete.", known, lambda figures: figures.forgetting
+        now = self._now()
+        yield _family("", "What a job is.", "info", lambda: _info(known))
+        yield _family("phase", "The phase a job is in: 1 for it, 0 for others.", "stateset", lambda: _phase(known))
+        yield _family("steps", "Optimizer steps done.", "counter", lambda: _steps(known))
+        for index, (name, documentation, _) in enumerate(_GAUGES):
+            yield _family(name, documentation, "gauge", partial(_gauge, known, name, index))
+        for by in _BY_NAME:
+            yield _family(by.name, by.documentation, "gauge", partial(_by_name, known, by))
+        yield _family(
+            "checkpoint_age_seconds", "Seconds since the newest checkpoint.", "gauge", lambda: _age(known, now)
         )
-        yield _checkpoint_age(known, self._now())
 
 
-def _info(samples: list[JobSample]) -> Metric:
-    family = InfoMetricFamily("finetune_job", "What a job is.", labels=JOB_LABELS)
-    for job in samples:
-        family.add_metric(job.labels, {"task": job.task, "strategy": job.strategy, "model": job.model})
+class _Samples:
+    """Made as they are read: those of thousands of jobs never lie in memory at once."""
+
+    def __init__(self, make: Callable[[], Iterator[Sample]]) -> None:
+        self._make = make
+
+    def __iter__(self) -> Iterator[Sample]:
+        return self._make()
+
+
+def _family(name: str, documentation: str, kind: str, make: Callable[[], Iterator[Sample]]) -> Metric:
+    family = Metric(f"{_PREFIX}{name}".rstrip("_"), documentation, kind)
+    family.samples = _Samples(make)  # type: ignore[assignment]  # they are only iterated over
     return family
 
 
-def _phase(samples: list[JobSample]) -> Metric:
-    family = StateSetMetricFamily(
-        "finetune_job_phase", "The phase a job is in: 1 for it, 0 for others.", labels=JOB_LABELS
-    )
-    for job in samples:
-        family.add_metric(job.labels, {phase.value: job.phase == phase for phase in Phase})
-    return family
+def _info(known: _Known) -> Iterator[Sample]:
+    for job, _ in known:
+        about = {"task": job.task, "strategy": job.strategy, "model": job.model}
+        yield Sample(f"{_PREFIX}info", {**_labels(job), **about}, 1)
 
 
-def _progress(known: _Known) -> Iterator[Metric]:
-    steps = CounterMetricFamily("finetune_job_steps", "Optimizer steps done.", labels=JOB_LABELS)
+def _phase(known: _Known) -> Iterator[Sample]:
+    name = f"{_PREFIX}phase"
+    for job, _ in known:
+        for phase in sorted(Phase):
+            yield Sample(name, {**_labels(job), name: phase.value}, job.phase == phase)
+
+
+def _steps(known: _Known) -> Iterator[Sample]:
     for job, figures in known:
         if figures.steps is not None:
-            steps.add_metric(job.labels, figures.steps)
-    yield steps
-    for index, (name, documentation, _) in enumerate(_GAUGES):
-        family = GaugeMetricFamily(f"finetune_job_{name}", documentation, labels=JOB_LABELS)
-        for job, figures in known:
-            if figures.gauges and (value := figures.gauges[index]) is not None:
-                family.add_metric(job.labels, value)
-        yield family
+            yield Sample(f"{_PREFIX}steps_total", _labels(job), figures.steps)
 
 
-def _by_metric(
-    name: str, documentation: str, known: _Known, values_of: Callable[[Figures], tuple[tuple[str, float], ...]]
-) -> Metric:
-    family = GaugeMetricFamily(f"finetune_job_{name}", documentation, labels=(*JOB_LABELS, "metric"))
+def _gauge(known: _Known, name: str, index: int) -> Iterator[Sample]:
     for job, figures in known:
-        for metric, value in values_of(figures):
-            family.add_metric((*job.labels, metric), value)
-    return family
+        if figures.gauges and (value := figures.gauges[index]) is not None:
+            yield Sample(f"{_PREFIX}{name}", _labels(job), value)
 
 
-def _checkpoint_age(known: _Known, now: datetime) -> Metric:
-    family = GaugeMetricFamily(
-        "finetune_job_checkpoint_age_seconds", "Seconds since the newest checkpoint.", labels=JOB_LABELS
-    )
+def _by_name(known: _Known, by: _ByName) -> Iterator[Sample]:
+    for job, figures in known:
+        for name, value in by.values_of(figures):
+            yield Sample(f"{_PREFIX}{by.name}", {**_labels(job), by.label: name}, value)
+
+
+def _age(known: _Known, now: datetime) -> Iterator[Sample]:
     for job, figures in known:
         if job.phase == Phase.RUNNING and figures.checkpoint is not None:
-            family.add_metric(job.labels, max(0.0, (now - figures.checkpoint).total_seconds()))
-    return family
+            seconds = max(0.0, (now - figures.checkpoint).total_seconds())
+            yield Sample(f"{_PREFIX}checkpoint_age_seconds", _labels(job), seconds)
+
+
+def _labels(job: JobSample) -> dict[str, str]:
+    return {"namespace": job.namespace, "name": job.name}

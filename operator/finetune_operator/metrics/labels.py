@@ -33,9 +33,22 @@ EVALUATIONS = frozenset(
 )
 """Evaluation metrics that have a series: the contract's, and those that Hugging Face's `evaluate` and TRL name so."""
 
+RETENTIONS = {f"retention{metric.value[0].upper()}{metric.value[1:]}": metric.value for metric in Metric}
+"""Names of evaluations on the retention rows, and the metric that each is."""
 
-FORGETTING = frozenset({"before", "after", "drop", "kl"})
-"""Measures of forgetting: the metric on the retention set before and after, its drop, and KL(tuned, base)."""
+DIVERGENCE = "klToBase"
+"""Name of the evaluation that is the divergence from what the model predicted before training."""
+
+LOSS_TERMS = frozenset(
+    {
+        *("task", "penalty"),
+        *("response", "hidden", "attention", "distance", "angle", "layers", "selfAttention"),
+    }
+)
+"""Weighted parts of the loss that have a series: the task's own, and what strategies add to it."""
+
+FORGETTING = frozenset({"before", "after", "drop"})
+"""Measures of forgetting: the deciding metric on the retention rows before and after training, and its drop."""
 
 
 def reason_label(reason: str) -> str:

@@ -72,7 +72,7 @@ def last_word(pods: Sequence[ObservedPod]) -> Termination | None:
 def _why_pods_failed(pods: Sequence[ObservedPod]) -> Diagnosis | None:
     """The newest failure with a cause of its own; a pod that was only stopped or removed comes last."""
     failed = [pod for pod in reversed(pods) if pod.phase == "Failed"]
-    failed.sort(key=lambda pod: _was_removed(pod) or pod.exit_code == ExitCode.STOPPED)
+    failed.sort(key=lambda pod: was_removed(pod) or pod.exit_code == ExitCode.STOPPED)
     return next((cause for pod in failed if (cause := _why_pod_failed(pod))), None)
 
 
@@ -84,7 +84,7 @@ def _why_pod_failed(pod: ObservedPod) -> Diagnosis | None:
             f"{pod.name} used more than its memory limit; raise spec.resources.memory or lower "
             "spec.training.microBatchSize",
         )
-    if _was_removed(pod):
+    if was_removed(pod):
         return Diagnosis("Preempted", f"{pod.name} was removed from its node ({pod.pod_reason or 'disruption'})")
     if (word := _termination(pod)) and word.exit_code != ExitCode.COMPLETE:
         # The code's own word, not the message's: a condition's reason has to be one word.
@@ -100,7 +100,8 @@ def _why_pod_failed(pod: ObservedPod) -> Diagnosis | None:
     return Diagnosis("TrainerFailed", f"{pod.name} ended with exit code {pod.exit_code}; its log says more")
 
 
-def _was_removed(pod: ObservedPod) -> bool:
+def was_removed(pod: ObservedPod) -> bool:
+    """Whether a pod was evicted, preempted, or lost with its node."""
     return pod.disrupted or pod.pod_reason in _REMOVED_REASONS
 
 

@@ -101,12 +101,15 @@ def _actions(snapshot: Snapshot, spec: FineTuneJobSpec, settings: PodSettings) -
 
 
 def _after_the_end(snapshot: Snapshot, earlier: FineTuneJobStatus, now: datetime) -> Plan:
-    """Nothing but the time to live, and that a later generation was seen: what waits for that must not hang."""
-    status = None
-    if earlier.observed_generation != (generation := snapshot.job.generation):
-        seen = {"observed_generation": generation}
-        conditions = tuple(condition.model_copy(update=seen) for condition in earlier.conditions)
-        status = earlier.model_copy(update={**seen, "conditions": conditions}).to_json()
+    """Nothing but the time to live, and what was seen later.
+
+    That is a later generation, or what waits for it would hang, and restarts that were heard of only after the end.
+    """
+    seen = {"observed_generation": snapshot.job.generation}
+    conditions = tuple(condition.model_copy(update=seen) for condition in earlier.conditions)
+    restarts = max(earlier.restarts, snapshot.restarts)
+    later = earlier.model_copy(update={**seen, "conditions": conditions, "restarts": restarts})
+    status = later.to_json() if later != earlier else None
     remaining = _time_to_live(snapshot, earlier, now)
     if remaining is None:
         return Plan(status=status)

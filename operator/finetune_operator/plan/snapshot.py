@@ -12,6 +12,8 @@ from finetune_operator.plan.names import CONTAINER, KUEUE_QUEUE_LABEL
 
 KubernetesObject = Mapping[str, Any]
 
+_INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
+
 
 @dataclass(frozen=True, slots=True)
 class ObservedFineTuneJob:
@@ -41,7 +43,6 @@ class ObservedJob:
     queued: bool
     """Whether it carries Kueue's label; Kueue alone then starts it."""
     suspended: bool
-    failed: int
     start_time: datetime | None
     complete: bool
     failed_reason: str | None
@@ -65,6 +66,8 @@ class ObservedPod:
     uid: str
     job_uid: str | None
     """The Job that controls it; None for an orphan."""
+    index: str
+    """The node of the job that it is, as the Job controller numbers them."""
     phase: str
     created: datetime
     started: datetime | None
@@ -107,6 +110,8 @@ class Snapshot:
     """A pod of an earlier Job under this name that has not ended yet."""
     progress: Progress | None = None
     """The newest report, from the progress server."""
+    restarts: int = 0
+    """How often pods were replaced, also those that are gone."""
     obstacle: str = ""
     """Why the API server refused a child at the last try."""
 
@@ -124,7 +129,6 @@ def observe_job(body: KubernetesObject) -> ObservedJob:
         nodes=spec.get("completions") or 1,
         queued=KUEUE_QUEUE_LABEL in metadata.get("labels", {}),
         suspended=bool(spec.get("suspend")),
-        failed=status.get("failed", 0),
         start_time=_optional_time(status.get("startTime")),
         complete="Complete" in true,
         failed_reason=None if failure is None else failure.get("reason") or "JobFailed",
@@ -148,6 +152,7 @@ def observe_pod(body: KubernetesObject) -> ObservedPod:
         name=metadata["name"],
         uid=metadata["uid"],
         job_uid=_controller_uid(metadata),
+        index=metadata.get("annotations", {}).get(_INDEX_ANNOTATION, ""),
         phase=status.get("phase", "Pending"),
         created=parse_time(metadata["creationTimestamp"]),
         started=_optional_time(started),

@@ -89,7 +89,7 @@ def make_status(
         strategy=strategy,
         start_time=earlier.start_time or _started(snapshot, ended),
         completion_time=ended_at if ended else None,
-        restarts=max(earlier.restarts, child.failed if child else 0),
+        restarts=max(earlier.restarts, snapshot.restarts),
         progress=(word.progress if word else None) or _coalesced(earlier.progress, snapshot.progress, ended, now),
         result=word.result if word and seen.phase == Phase.COMPLETE else None,
     )

@@ -10,6 +10,9 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from yarl import URL
 
+from finetune_operator.progress.limiter import RateLimiter
+from finetune_operator.progress.sources import RELAYED_BURST, RELAYED_PER_SECOND, Sources
+
 _RELAYED_HEADER = "Finetune-Relayed"
 _RETRY_SECONDS = "5"
 _ANSWER_SECONDS = 4.0
@@ -26,6 +29,7 @@ class Relay:
         self._leader = leader
         self._tls = tls
         self._server_name = server_name
+        self._sources = Sources(RateLimiter(RELAYED_PER_SECOND, RELAYED_BURST))
 
     def middleware(self) -> Middleware:
         """Lets through what reaches the replica that acts, and passes on what reaches another."""
@@ -43,18 +47,23 @@ class Relay:
         address = self._leader()
         # A second hop would mean that two replicas each take the other for the leader.
         if not address or _RELAYED_HEADER in request.headers:
-            return _unavailable("no replica leads now; report again later")
+            return _refused(503, "no replica leads now; report again later")
         url = URL(f"https://{address}{request.rel_url.raw_path}", encoded=True)
         headers = {_RELAYED_HEADER: "1", "Authorization": request.headers.get("Authorization", "")}
         body = await request.read()
+        if not self._sources.may_try(request.remote):
+            return _refused(429, "too many tokens that are not valid came from this address; report again later")
         timeout = aiohttp.ClientTimeout(total=_ANSWER_SECONDS)
         try:
             async with aiohttp.ClientSession(timeout=timeout, headers=headers) as session:
                 answer = await session.post(url, data=body, ssl=self._tls, server_hostname=self._server_name)
+                if answer.status != web.HTTPUnauthorized.status_code:
+                    self._sources.was_good(request.remote)
                 return web.Response(body=await answer.read(), status=answer.status, content_type="application/json")
         except (TimeoutError, aiohttp.ClientError, OSError):
-            return _unavailable("the replica that leads does not answer; report again later")
+            self._sources.was_good(request.remote)
+            return _refused(503, "the replica that leads does not answer; report again later")
 
 
-def _unavailable(reason: str) -> web.Response:
-    return web.json_response({"message": reason}, status=503, headers={"Retry-After": _RETRY_SECONDS})
+def _refused(status: int, reason: str) -> web.Response:
+    return web.json_response({"message": reason}, status=status, headers={"Retry-After": _RETRY_SECONDS})

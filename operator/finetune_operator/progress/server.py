@@ -14,7 +14,7 @@ from finetune_operator.cluster.client import ClusterError
 from finetune_operator.engine.store import Key, Store
 from finetune_operator.plan.stored import read_status
 from finetune_operator.progress.limiter import RateLimiter
-from finetune_operator.progress.tokens import PodIdentity, TokenReviewer
+from finetune_operator.progress.tokens import PodIdentity, Throttled, TokenReviewer
 
 REPORTS_PER_SECOND = 1.0
 BURST = 10
@@ -27,7 +27,7 @@ class ProgressServer:
         self,
         store: Store,
         reviewer: TokenReviewer,
-        reported: Callable[[Key], None],
+        reported: Callable[[Key, bool], None],
         count: Callable[[str], None],
         limiter: RateLimiter | None = None,
     ) -> None:
@@ -54,7 +54,9 @@ class ProgressServer:
         if scheme != "Bearer" or not token:
             return 401, "a bearer token is needed"
         try:
-            pod = await self._reviewer.identify(token)
+            pod = await self._reviewer.identify(token, request.remote)
+        except Throttled:
+            return 429, "too many tokens that are not valid came from this address; report again later"
         except ClusterError:
             return 503, "the token cannot be checked now; report again later"
         if pod is None:
@@ -71,8 +73,9 @@ class ProgressServer:
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             return 400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        is_first = self._store.progress(key) is None
         if self._store.put_progress(key, progress):
-            self._reported(key)
+            self._reported(key, is_first)
         return 200, "noted"
 
     def _earlier(self, key: Key) -> Progress | None:
