@@ -10,7 +10,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -37,8 +37,11 @@ class Measured:
     """Wall time from the first step to the last, without evaluations before and after."""
 
 
-def run_job(spec: dict[str, Any], name: str) -> Measured:
-    """Run one job from the example assets in a directory of its own; raises CalledProcessError when it fails."""
+def run_job(spec: dict[str, Any], name: str, volumes: Mapping[str, Path] | None = None) -> Measured:
+    """Run one job from the example assets in a directory of its own; raises CalledProcessError when it fails.
+
+    `volumes` are claims besides `examples` and `models`.
+    """
     manifest = {
         "apiVersion": "finetune-operator.io/v1alpha1",
         "kind": "FineTuneJob",
@@ -49,7 +52,9 @@ def run_job(spec: dict[str, Any], name: str) -> Measured:
         path = Path(scratch, "job.yaml")
         path.write_text(write_document(manifest))
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        command = ["finetune", "run", str(path), "--volume", f"examples={ASSETS}", "--work-dir", scratch]
+        mounts = {"examples": ASSETS, **(volumes or {})}
+        places = [word for claim, place in mounts.items() for word in ("--volume", f"{claim}={place}")]
+        command = ["finetune", "run", str(path), *places, "--work-dir", scratch]
         subprocess.run(
             [*command, "--metrics-port", "0"],
             check=True,

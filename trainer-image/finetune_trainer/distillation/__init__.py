@@ -1,0 +1,1 @@
+"""What a student is compared with its teacher by: pure losses, and the teacher itself."""
