@@ -175,6 +175,14 @@ def test_a_restart_that_is_heard_of_after_the_end_is_counted_and_nothing_else_ch
     assert plan_of(make_job().status(later.status), None, now=at(60)) == Plan()
 
 
+@pytest.mark.parametrize(("code", "phase"), [(11, "Running"), (18, "Running"), (40, "Pending"), (1, "Pending")])
+def test_a_pod_that_nothing_replaces_leaves_the_job_running_until_it_fails(code: int, phase: str) -> None:
+    """Or its time would count as lost and as recovery, and none of it as failed."""
+    plan = plan_of(make_job(), make_child(), make_pod().failed(code))
+    assert plan.status is not None
+    assert plan.status["phase"] == phase
+
+
 def test_a_job_of_several_nodes_runs_when_all_do() -> None:
     child = make_child().nodes(2)
     one = plan_of(make_job(), child, make_pod(0).running(), make_pod(1))

@@ -63,6 +63,11 @@ def why_failed(child: ObservedJob, pods: Sequence[ObservedPod]) -> Diagnosis:
     return _why_pods_failed(pods) or told
 
 
+def failed_for_good(pod: ObservedPod) -> bool:
+    """Whether a pod ended as the Job's podFailurePolicy lets no other pod try again."""
+    return pod.phase == "Failed" and any(pod.exit_code == code for code in ExitCode if code.permanent)
+
+
 def last_word(pods: Sequence[ObservedPod]) -> Termination | None:
     """What the newest trainer that ended said last; of several nodes, the one that has the result."""
     words = [word for pod in reversed(pods) if (word := _termination(pod))]

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from finetune_api.v1alpha1 import FineTuneJobSpec
 from finetune_api.v1alpha1.status import FineTuneJobStatus, Phase, Progress
 from finetune_operator.api.conditions import Verdict, is_true, merge
-from finetune_operator.plan.diagnosis import STARTING, Diagnosis, last_word, why_failed, why_pending
+from finetune_operator.plan.diagnosis import STARTING, Diagnosis, failed_for_good, last_word, why_failed, why_pending
 from finetune_operator.plan.snapshot import ObservedJob, ObservedPod, Snapshot
 
 PROGRESS_INTERVAL = timedelta(seconds=15)
@@ -43,8 +43,13 @@ def observe_phase(snapshot: Snapshot, spec: FineTuneJobSpec, now: datetime) -> O
     if child.queued and child.suspended:
         queue = spec.queue_name or "the Job is labelled with"
         return Observation(Phase.QUEUED, "WaitingForQueue", f"waiting for admission by queue {queue}")
-    # A node that is done counts: the job goes on running until all are.
-    at_work = [pod for pod in pods if pod.phase == "Succeeded" or (pod.phase == "Running" and pod.is_living)]
+    # A node that is done counts: the job goes on running until all are. So does one that nothing will replace: the job
+    # fails in a moment, and to call it pending until then would count its time as lost and to be made up for.
+    at_work = [
+        pod
+        for pod in pods
+        if pod.phase == "Succeeded" or (pod.phase == "Running" and pod.is_living) or failed_for_good(pod)
+    ]
     if len(at_work) >= child.nodes:
         return Observation(Phase.RUNNING, "PodsRunning", f"{child.nodes} of {child.nodes} pods run")
     cause = why_pending(pods)
