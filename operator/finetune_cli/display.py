@@ -1,4 +1,4 @@
-"""Shows a running job: a progress bar in a terminal, plain lines elsewhere."""
+"""Shows running jobs: progress bars in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from typing import Any, Protocol, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
 from finetune_api.v1alpha1.status import Progress
@@ -26,6 +26,9 @@ class Display(Protocol):
     def note(self, text: str) -> None:
         """Show a sentence."""
 
+    def state(self, text: str, *, ended: bool = False) -> None:
+        """Show what state the job is in; of one that has ended, time and bar stand still."""
+
     def progress(self, progress: Progress) -> None:
         """Show how far training is."""
 
@@ -35,23 +38,50 @@ class Display(Protocol):
 
 def make_display(name: str, metric: str, console: Console) -> Display:
     """A bar (with the metric that decides) if the console is a terminal, else lines."""
-    return _BarDisplay(name, metric, console) if console.is_terminal else _LineDisplay(name, console)
+    return Board(console).display(name, metric)
+
+
+class Board:
+    """The displays of several jobs on one console: bars under each other, or lines with the job's name."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = _make_bar(console) if console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def display(self, name: str, metric: str) -> Display:
+        """The display of one more job."""
+        return _LineDisplay(name, self._console) if self._bar is None else _BarDisplay(name, metric, self._bar)
+
+
+def _make_bar(console: Console) -> Bar:
+    return Bar(
+        TextColumn("[bold]{task.description}"),
+        TextColumn("{task.fields[state]}"),
+        BarColumn(),
+        TextColumn("{task.fields[steps]}", justify="right"),
+        TextColumn("loss {task.fields[loss]}"),
+        TextColumn("{task.fields[evaluation]}"),
+        TextColumn("ETA {task.fields[eta]}"),
+        TimeElapsedColumn(),
+        console=console,
+    )
 
 
 class _BarDisplay:
-    def __init__(self, name: str, metric: str, console: Console) -> None:
+    def __init__(self, name: str, metric: str, bar: Bar) -> None:
         self._metric = metric
-        self._bar = Bar(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}"),
-            TextColumn("{task.fields[evaluation]}"),
-            TextColumn("ETA {task.fields[eta]}"),
-            TimeElapsedColumn(),
-            console=console,
-        )
-        self._task = self._bar.add_task(name, total=None, loss="-", eta="-", evaluation="")
+        self._bar = bar
+        self._task = bar.add_task(name, total=None, steps="-", loss="-", eta="-", evaluation="", state="")
+        self._is_measured = False
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -63,17 +93,27 @@ class _BarDisplay:
     def note(self, text: str) -> None:
         self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    def state(self, text: str, *, ended: bool = False) -> None:
+        self._bar.update(self._task, state=text)
+        if ended:
+            if not self._is_measured:
+                self._bar.update(self._task, total=1)  # or the bar moves to and fro
+            self._bar.update(self._task, eta="-")
+            self._bar.stop_task(self._task)
+
     def progress(self, progress: Progress) -> None:
+        self._is_measured = progress.total_steps > 0
         self._bar.update(
             self._task,
             completed=progress.step,
             total=progress.total_steps or None,
-            loss=_number(progress.loss),
-            eta=_duration(progress.eta_seconds),
+            steps=f"{progress.step}/{progress.total_steps}" if self._is_measured else "-",
+            loss=number(progress.loss),
+            eta=duration(progress.eta_seconds),
         )
 
     def evaluation(self, event: dict[str, Any]) -> None:
-        value = _number(event["metrics"].get(self._metric))
+        value = number(event["metrics"].get(self._metric))
         self._bar.update(self._task, evaluation=f"{self._metric} {value}")
 
 
@@ -82,6 +122,7 @@ class _LineDisplay:
         self._name = name
         self._console = console
         self._shown_at = 0.0
+        self._state = ""
 
     def __enter__(self) -> Self:
         return self
@@ -92,14 +133,19 @@ class _LineDisplay:
     def note(self, text: str) -> None:
         self._console.print(f"{self._name}: {text}", markup=False, highlight=False, soft_wrap=True)
 
+    def state(self, text: str, *, ended: bool = False) -> None:
+        if text != self._state:
+            self.note(text)
+        self._state = text
+
     def progress(self, progress: Progress) -> None:
         now = time.monotonic()
         if now - self._shown_at < _PLAIN_INTERVAL_SECONDS or progress.loss is None:
             return
         self._shown_at = now
         self.note(
-            f"step {progress.step}/{progress.total_steps} loss {_number(progress.loss)} "
-            f"ETA {_duration(progress.eta_seconds)}"
+            f"step {progress.step}/{progress.total_steps} loss {number(progress.loss)} "
+            f"ETA {duration(progress.eta_seconds)}"
         )
 
     def evaluation(self, event: dict[str, Any]) -> None:
@@ -110,11 +156,13 @@ def _metrics(event: dict[str, Any]) -> str:
     return " ".join(f"{name} {value:.4f}" for name, value in event["metrics"].items())
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """A loss or a metric."""
     return "-" if value is None else f"{value:.4f}"
 
 
-def _duration(seconds: int | None) -> str:
+def duration(seconds: int | None) -> str:
+    """Minutes and seconds, and hours where there are any."""
     if seconds is None:
         return "-"
     minutes, rest = divmod(seconds, 60)

@@ -1,0 +1,1 @@
+"""`kubectl finetune`: the jobs of a cluster, for people."""

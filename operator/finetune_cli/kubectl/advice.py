@@ -1,0 +1,108 @@
+"""What to do about each reason a job can have, in a sentence or two."""
+
+from __future__ import annotations
+
+_SAME_AGAIN = "The same manifest would fail in the same way"
+
+ADVICE: dict[str, str] = {
+    # It waits.
+    "PodsPending": "Nothing is wrong yet: pods are being made, scheduled or started. A large image takes minutes.",
+    "Unschedulable": (
+        "No node takes the pod. Ask for less in spec.resources, check spec.pod.nodeSelector and tolerations, or "
+        "add nodes; it starts by itself once one fits."
+    ),
+    "ImagePullFailed": (
+        "The administrator has to mend the operator's trainer image (FINETUNE_TRAINER_IMAGE) or the nodes' "
+        "right to pull it; the job then starts by itself."
+    ),
+    "PodConfigInvalid": (
+        "Create the secret that spec.pod.envFromSecrets names, with that key, in this namespace; the job then "
+        "starts by itself."
+    ),
+    "ChildRefused": (
+        "The API server refuses what the job needs: raise the quota, ask for less, or change what the admission "
+        "policy refuses; the operator tries again by itself."
+    ),
+    "ChildNameTaken": (
+        "A Job of that name belongs to somebody else. Delete it if it is not needed, or create this FineTuneJob "
+        "under another name."
+    ),
+    "EarlierPodsStopping": (
+        "A pod of an earlier job of that name still ends. If its node is gone: kubectl delete pod --force."
+    ),
+    "WaitingForQueue": "It is in the queue; kubectl describe the Workload of its Job says what it waits for.",
+    "SuspendedByUser": 'To go on: kubectl patch ftj NAME -n NAMESPACE --type merge -p \'{"spec":{"suspend":false}}\'',
+    "NotSeen": "kubectl get pods -A -l app.kubernetes.io/name=finetune-operator shows whether the operator runs.",
+    # It runs or is done.
+    "PodsRunning": "It trains; kubectl finetune watch NAME -n NAMESPACE shows how far it is.",
+    "Complete": "kubectl finetune result NAME -n NAMESPACE shows what tuning did and how to load the model.",
+    # It failed, and would again.
+    "SpecInvalid": (
+        "Mend the field that the message names and apply again; finetune validate checks a manifest first. What "
+        "decides the weights cannot be changed in place: delete the job then, and create it anew."
+    ),
+    "DataInvalid": f"{_SAME_AGAIN}: mend the rows or spec.data.columns, delete the job, and create it anew.",
+    "CredentialsInvalid": (
+        "Check the secret named in spec.pod.envFromSecrets (HF_TOKEN, or the store's keys) and that it may read "
+        "the source; then delete the job and create it anew."
+    ),
+    "ModelInvalid": (
+        "Check spec.model: that the path or revision exists, that it has safetensors weights, and that it fits "
+        "spec.task; then delete the job and create it anew."
+    ),
+    "OutputRefused": (
+        "spec.output.uri holds something that is no earlier output, or cannot be written. Empty it or choose "
+        "another, delete the job, and create it anew."
+    ),
+    "NonFiniteLoss": (
+        f"{_SAME_AGAIN}. Create it anew with a lower training.learningRate, a longer warm-up, a lower "
+        "training.maxGradNorm, or training.precision FP32. Nothing was saved after the bad step."
+    ),
+    "OutOfMemory": (
+        "Halve training.microBatchSize (the result stays the same), or data.maxLength, or raise "
+        "spec.resources.memory or the GPU; then delete the job and create it anew."
+    ),
+    "ExportMismatch": (
+        "The exported model did not give the same answers as the tuned one: most often a library or the model's "
+        "own code. The checkpoints are kept; please report it with the log."
+    ),
+    "Forgetting": (
+        "It lost more on the retention rows than evaluation.retention.maxDrop allows. Tune less (adapter, fewer "
+        "epochs, a lower rate), mix in data.replay, or use onForgetting: RollBack."
+    ),
+    # It failed, and may pass.
+    "StorageFull": (
+        "Make room in the output's claim, or enlarge it; old runs are folders under its .finetune. Then create "
+        "the job anew."
+    ),
+    "NetworkUnavailable": (
+        "A hub or store could not be reached: check egress NetworkPolicies, proxy and DNS from the pod, then "
+        "create the job anew."
+    ),
+    "WorkDirectoryBusy": (
+        "Another trainer is at work in the same directory: two jobs with one output, or a pod on a lost node. "
+        "Wait for it to end, or give this job another output."
+    ),
+    "Hang": (
+        "No step was finished for too long. The log says where it stood; of several nodes, look at the one that "
+        "is silent."
+    ),
+    "Stopped": "It was stopped and has saved a checkpoint; created anew under the same name, it starts afresh.",
+    "InternalError": "A defect of the trainer or of the machine: the log has the traceback; please report it.",
+    "TrainerFailed": "The container ended with a code that is not the trainer's: its log says more.",
+    "Preempted": (
+        "Its pods were removed from their nodes too often. Use a higher spec.pod.priorityClassName or nodes "
+        "that stay, raise spec.backoffLimit, and create it anew."
+    ),
+    "DeadlineExceeded": (
+        "It ran longer than spec.activeDeadlineSeconds. Raise that, or train less; then create it anew."
+    ),
+    "BackoffLimitExceeded": "It failed more often than spec.backoffLimit; the attempts and their logs say why.",
+    "PodFailurePolicy": "The trainer ended with a code that is not retried; the attempts and their logs say which.",
+    "JobFailed": "Its Job failed without saying why; the attempts and their logs may.",
+}
+
+
+def advice(reason: str, namespace: str, name: str) -> str:
+    """What to do, with the job's own name in the commands; empty for a reason that is not known here."""
+    return ADVICE.get(reason, "").replace("NAMESPACE", namespace).replace("NAME", name)

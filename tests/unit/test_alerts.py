@@ -1,0 +1,213 @@
+"""The alerts: promtool plays each one's trouble and finds it firing, and its near miss and finds it silent."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from testbed.prometheus import program
+
+ROOT = Path(__file__).resolve().parents[2]
+RULES = ROOT / "helm" / "finetune-operator" / "files" / "alerts.yaml"
+RUNBOOKS = ROOT / "docs" / "runbooks.md"
+METRICS = ROOT / "docs" / "metrics.md"
+MONITORING = ROOT / "docs" / "monitoring.md"
+ALERTS: dict[str, dict[str, Any]] = {
+    rule["alert"]: rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]
+}
+JOB = {"namespace": "team", "name": "tuned"}
+TEAM = {"namespace": "team"}
+
+
+def phase(which: str, values: str) -> dict[str, str]:
+    return {f'finetune_job_phase{{namespace="team",name="tuned",finetune_job_phase="{which}"}}': values}
+
+
+def of_job(metric: str, values: str, /, **labels: str) -> dict[str, str]:
+    more = "".join(f',{label}="{value}"' for label, value in labels.items())
+    return {f'finetune_job_{metric}{{namespace="team",name="tuned"{more}}}': values}
+
+
+def ended(outcome: str, reason: str, values: str) -> dict[str, str]:
+    return {f'finetune_jobs_ended_total{{namespace="team",outcome="{outcome}",reason="{reason}"}}': values}
+
+
+def leader(replica: str, values: str) -> dict[str, str]:
+    return {f'leader_election_master_status{{name="finetunejob",pod="{replica}"}}': values}
+
+
+def reconciles(good: str, bad: str) -> dict[str, str]:
+    errors = {'controller_runtime_reconcile_errors_total{controller="finetunejob"}': bad}
+    total = 'controller_runtime_reconcile_total{{controller="finetunejob",result="{}"}}'
+    return {total.format("success"): good, total.format("error"): bad, **(errors if bad else {})}
+
+
+RUNNING = phase("Running", "1x600")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Series at a sample a minute, and whether the alert fires at a minute of them."""
+
+    alert: str
+    what: str
+    series: dict[str, str]
+    minute: int
+    fires: dict[str, str] | None = None
+    """Labels of the alert; None when it is silent."""
+    value: str = ""
+    """What the description says of the value."""
+    more: dict[str, str] = field(default_factory=dict)
+    """Further labels of the alert, those of its phase."""
+
+
+IN_RUNNING = {"finetune_job_phase": "Running"}
+FAILED = {"finetune_job_phase": "Failed"}
+CASES = [
+    Case("FineTuneJobStalled", "no step for 31 minutes",
+         {**RUNNING, **of_job("steps_total", "1+1x9 10x60")}, 41, JOB, more=IN_RUNNING),
+    Case("FineTuneJobStalled", "it never reports a step", RUNNING, 31, JOB, more=IN_RUNNING),
+    Case("FineTuneJobStalled", "no step for 29 minutes", {**RUNNING, **of_job("steps_total", "1+1x9 10x60")}, 38),
+    Case("FineTuneJobStalled", "a step every four minutes",
+         {**RUNNING, **of_job("steps_total", "0x3 1x3 2x3 3x3 4x3 5x3 6x3 7x3 8x3 9x3 10x3 11x3")}, 45),
+    Case("FineTuneJobStalled", "no step, but it is suspended",
+         {**phase("Running", "0x60"), **phase("Suspended", "1x60"), **of_job("steps_total", "9x60")}, 60),
+    Case("FineTuneJobStalled", "it goes on from a checkpoint, at fewer steps",
+         {**RUNNING, **of_job("steps_total", "100x20 50+1x40")}, 40),
+    Case("FineTuneJobNotStarting", "half an hour", phase("Pending", "1x40"), 31, JOB,
+         more={"finetune_job_phase": "Pending"}),
+    Case("FineTuneJobNotStarting", "29 minutes", phase("Pending", "1x40"), 29),
+    Case("FineTuneJobNotStarting", "it has started since", phase("Pending", "1x35 0x20"), 40),
+    Case("FineTuneJobFailed", "a minute ago", phase("Failed", "0x99 1x200"), 101, JOB, more=FAILED),
+    Case("FineTuneJobFailed", "59 minutes ago", phase("Failed", "0x99 1x200"), 159, JOB, more=FAILED),
+    Case("FineTuneJobFailed", "62 minutes ago", phase("Failed", "0x99 1x200"), 162),
+    Case("FineTuneJobFailed", "long ago, and the operator was away an hour before now",
+         phase("Failed", "1x98 _x9 1x100"), 165),
+    Case("FineTuneJobsFailing", "the first three of a namespace fail",
+         ended("Failed", "NetworkUnavailable", "_x70 1 2 3 3x60"), 75, TEAM, "3"),
+    Case("FineTuneJobsFailing", "four fail and one completes, under several reasons",
+         {**ended("Failed", "NetworkUnavailable", "5x70 6 7 7x60"), **ended("Failed", "StorageFull", "5x70 6 7 7x60"),
+          **ended("Complete", "Complete", "50x70 51 51x60")}, 100, TEAM, "4"),
+    Case("FineTuneJobsFailing", "as many complete as fail",
+         {**ended("Failed", "NetworkUnavailable", "5x70 6 7 8 8x60"),
+          **ended("Complete", "Complete", "50x70 51 52 53 53x60")}, 100),
+    Case("FineTuneJobsFailing", "two fail", ended("Failed", "DataInvalid", "5x70 6 7 7x60"), 100),
+    Case("FineTuneJobsFailing", "many have failed, but long ago", ended("Failed", "DataInvalid", "0x9 50x200"), 150),
+    Case("FineTuneJobDiverging", "from 0.5 to 2 for 11 minutes",
+         {**RUNNING, **of_job("loss", "2-0.1x14 0.5x9 2x20")}, 37, JOB, "2"),
+    Case("FineTuneJobDiverging", "a peak of five minutes",
+         {**RUNNING, **of_job("loss", "2-0.1x14 0.5x9 2x4 0.5x20")}, 29),
+    Case("FineTuneJobDiverging", "small and noisy", {**RUNNING, **of_job("loss", "0.01x20 0.09x20")}, 40),
+    Case("FineTuneJobDiverging", "high, but the job has ended",
+         {**phase("Running", "1x25 0x40"), **of_job("loss", "0.5x24 2x40")}, 50),
+    Case("FineTuneJobsNonFinite", "the first of a namespace",
+         ended("Failed", "NonFiniteLoss", "_x70 1x60"), 75, TEAM, "1"),
+    Case("FineTuneJobsNonFinite", "one more", ended("Failed", "NonFiniteLoss", "4x70 5x60"), 75, TEAM, "1"),
+    Case("FineTuneJobsNonFinite", "one long ago", ended("Failed", "NonFiniteLoss", "4x70 5x90"), 150),
+    Case("FineTuneJobsNonFinite", "another reason", ended("Failed", "DataInvalid", "_x70 1x60"), 75),
+    Case("FineTuneJobForgetting", "8 points lost while it trains",
+         {**RUNNING, **of_job("forgetting", "0.08x20", metric="drop")}, 6, JOB, "0.08", {"metric": "drop"}),
+    Case("FineTuneJobForgetting", "an hour after its end",
+         {**phase("Complete", "0x9 1x600"), **of_job("forgetting", "0.08x600", metric="drop")}, 70, JOB, "0.08",
+         {"metric": "drop"}),
+    Case("FineTuneJobForgetting", "seven hours after its end",
+         {**phase("Complete", "0x9 1x600"), **of_job("forgetting", "0.08x600", metric="drop")}, 430),
+    Case("FineTuneJobForgetting", "little", {**RUNNING, **of_job("forgetting", "0.04x20", metric="drop")}, 15),
+    Case("FineTuneJobForgetting", "what it was before is no drop",
+         {**RUNNING, **of_job("forgetting", "0.9x20", metric="before")}, 15),
+    Case("FineTuneJobCheckpointOld", "66 minutes", of_job("checkpoint_age_seconds", "0+60x80"), 66, JOB, "1h 6m 0s"),
+    Case("FineTuneJobCheckpointOld", "64 minutes", of_job("checkpoint_age_seconds", "0+60x80"), 64),
+    Case("FineTuneJobCheckpointOld", "one every half hour",
+         of_job("checkpoint_age_seconds", "0+60x30 0+60x30 0+60x30"), 90),
+    Case("FineTuneJobNoCheckpoint", "61 minutes of steps",
+         {**RUNNING, **of_job("steps_total", "1+1x80")}, 62, JOB, more=IN_RUNNING),
+    Case("FineTuneJobNoCheckpoint", "59 minutes of steps", {**RUNNING, **of_job("steps_total", "1+1x80")}, 59),
+    Case("FineTuneJobNoCheckpoint", "there is one",
+         {**RUNNING, **of_job("steps_total", "1+1x80"), **of_job("checkpoint_age_seconds", "60x80")}, 75),
+    Case("FineTuneJobNoCheckpoint", "it does not report at all", RUNNING, 75),
+    Case("FineTuneOperatorDown", "none is scraped any more", leader("a", "1x9"), 21, {"name": "finetunejob"}),
+    Case("FineTuneOperatorDown", "for four minutes", leader("a", "1x9"), 18),
+    Case("FineTuneOperatorDown", "a rolling update", {**leader("a", "1x9"), **leader("b", "_x12 0x2 1x20")}, 21),
+    Case("FineTuneOperatorDown", "another controller is no sign of life",
+         {'leader_election_master_status{name="other"}': "1x60"}, 21, {"name": "finetunejob"}),
+    Case("FineTuneOperatorNoLeader", "two that follow", {**leader("a", "0x20"), **leader("b", "0x20")}, 5, {}),
+    Case("FineTuneOperatorNoLeader", "for two minutes", leader("a", "0x20"), 2),
+    Case("FineTuneOperatorNoLeader", "one leads", {**leader("a", "0x20"), **leader("b", "1x20")}, 15),
+    Case("FineTuneOperatorNoLeader", "the lead changes hands",
+         {**leader("a", "1x9 0x20"), **leader("b", "0x11 1x20")}, 15),
+    Case("FineTuneOperatorReconcileErrors", "a fifth fails", reconciles("0+8x60", "0+2x60"), 30, {}, "20%"),
+    Case("FineTuneOperatorReconcileErrors", "for ten minutes", reconciles("0+8x60", "0+2x60"), 10),
+    Case("FineTuneOperatorReconcileErrors", "one in a hundred", reconciles("0+99x60", "0+1x60"), 30),
+    Case("FineTuneOperatorReconcileErrors", "none ever failed", reconciles("0+8x60", ""), 30),
+]  # fmt: skip
+
+
+def expected(case: Case) -> list[dict[str, Any]]:
+    """The alert as it is sent: its texts have the case's labels and value in the place of their templates."""
+    if case.fires is None:
+        return []
+    labels = {**case.fires, **case.more}
+    texts = {}
+    for name, text in ALERTS[case.alert]["annotations"].items():
+        text = re.sub(r"\{\{ \$labels\.(\w+) \}\}", lambda found: labels[found[1]], text)
+        texts[name] = re.sub(r"\{\{ \$value[^}]*\}\}", case.value or "no value is given in this case", text)
+    return [{"exp_labels": {**labels, **ALERTS[case.alert]["labels"]}, "exp_annotations": texts}]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.alert}: {case.what}")
+def test_alert_fires_at_its_trouble_and_at_nothing_else(case: Case, tmp_path: Path) -> None:
+    asked = {"eval_time": f"{case.minute}m", "alertname": case.alert, "exp_alerts": expected(case)}
+    series = [{"series": name, "values": values} for name, values in case.series.items() if values]
+    tests = [{"interval": "1m", "input_series": series, "alert_rule_test": [asked]}]
+    file = tmp_path / "test.yaml"
+    file.write_text(json.dumps({"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": tests}))
+    done = subprocess.run([program("promtool"), "test", "rules", str(file)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("alert", ALERTS)
+def test_every_alert_is_seen_firing_and_silent(alert: str) -> None:
+    seen = {case.fires is not None for case in CASES if case.alert == alert}
+    assert seen == {True, False}
+
+
+@pytest.mark.parametrize("alert", ALERTS)
+def test_every_alert_says_what_it_is_and_leads_to_its_runbook(alert: str) -> None:
+    rule = ALERTS[alert]
+    assert rule["labels"]["severity"] in ("info", "warning", "critical")
+    assert rule["annotations"].keys() == {"summary", "description", "runbook"}
+    base, anchor = rule["annotations"]["runbook"].split("#")
+    assert base == "docs/runbooks.md"
+    sections = re.split(r"^## ", RUNBOOKS.read_text(), flags=re.MULTILINE)[1:]
+    section = {text.partition("\n")[0].lower(): text for text in sections}[anchor]
+    assert section.startswith(alert)
+    for part in ("**What it means.**", "**Look.**", "**Do.**"):
+        assert part in section
+
+
+def test_the_list_of_alerts_is_complete() -> None:
+    listed = re.findall(r"^\| `(FineTune\w+)` \| (\w+) \|", MONITORING.read_text(), flags=re.MULTILINE)
+    assert listed == [(alert, rule["labels"]["severity"]) for alert, rule in ALERTS.items()]
+
+
+def test_no_runbook_is_of_an_alert_that_is_not_there() -> None:
+    headings = re.findall(r"^## (FineTune\w+)$", RUNBOOKS.read_text(), flags=re.MULTILINE)
+    assert sorted(headings) == sorted(ALERTS)
+
+
+def test_every_metric_of_an_alert_is_documented() -> None:
+    documented = set(re.findall(r"^\| `(\w+)` \|", METRICS.read_text(), flags=re.MULTILINE))
+    used = {
+        name
+        for rule in ALERTS.values()
+        for name in re.findall(r"\b(?:finetune|controller|leader|workqueue)_\w+(?=[{\[ )])", rule["expr"])
+    }
+    assert len(used) >= 8
+    assert used <= documented

@@ -1,0 +1,93 @@
+"""The committed dashboards are what their source makes, and ask only for metrics that there are."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "helm" / "finetune-operator" / "files" / "dashboards"
+DASHBOARDS = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
+DOCUMENTED = set(re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "metrics.md").read_text(), flags=re.MULTILINE))
+GRID_WIDTH = 24
+
+
+def panels(name: str) -> list[dict[str, Any]]:
+    return [panel for panel in DASHBOARDS[name]["panels"] if panel["type"] != "row"]
+
+
+def expressions(name: str) -> Iterator[str]:
+    return (target["expr"] for panel in panels(name) for target in panel["targets"])
+
+
+def metrics_in(expression: str) -> set[str]:
+    """The names of metrics: words before a selector or a range."""
+    names = re.findall(r"\b([a-z][a-z_]+)(?=[{\[])", expression)
+    return {re.sub(r"_bucket$", "", name) for name in names}
+
+
+def test_there_are_a_dashboard_of_all_jobs_and_one_of_a_job() -> None:
+    assert {name: board["uid"] for name, board in DASHBOARDS.items()} == {
+        "fleet": "finetune-fleet",
+        "job": "finetune-job",
+    }
+
+
+def test_committed_dashboards_are_what_the_source_makes(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
+    subprocess.run([sys.executable, "-m", "dashboards", str(tmp_path)], env=environment, check=True)
+    made = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert made == {path.name: path.read_text() for path in FOLDER.iterdir()}, "run `make generate`"
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_every_query_asks_for_documented_metrics(name: str) -> None:
+    for expression in expressions(name):
+        asked = metrics_in(expression)
+        assert asked, expression
+        assert asked <= DOCUMENTED, expression
+
+
+def test_every_metric_of_jobs_is_on_a_dashboard() -> None:
+    shown = {metric for name in DASHBOARDS for expression in expressions(name) for metric in metrics_in(expression)}
+    assert {metric for metric in DOCUMENTED if metric.startswith("finetune_")} <= shown
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_every_panel_says_what_it_shows_and_asks_the_chosen_data_source(name: str) -> None:
+    assert (
+        DASHBOARDS[name]["templating"]["list"][0] | {"name": "datasource", "type": "datasource"}
+        == (DASHBOARDS[name]["templating"]["list"][0])
+    )
+    for panel in panels(name):
+        assert panel["description"], panel["title"]
+        assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_panels_fit_the_grid_side_by_side(name: str) -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in DASHBOARDS[name]["panels"]:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert place["x"] + place["w"] <= GRID_WIDTH, panel["title"]
+        assert not cells & taken, panel["title"]
+        taken |= cells
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_panels_have_an_id_each(name: str) -> None:
+    ids = [panel["id"] for panel in DASHBOARDS[name]["panels"]]
+    assert len(set(ids)) == len(ids)
