@@ -24,6 +24,7 @@ from testbed.operator_process import OperatorError, OperatorProcess
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "manifests" / "samples"
+DEMO = ("sentiment-adapter", "sentiment-full")
 ASSETS = ROOT / "build" / "assets"
 FOLDER = ROOT / "build" / "cluster"
 TRAINER_USER = 65532
@@ -33,7 +34,7 @@ USAGE = """
 The cluster runs. In another terminal, from here:
 
   export KUBECONFIG={folder}/kubeconfig PATH={folder}/bin:$PATH
-  kubectl apply -f manifests/samples/
+  kubectl apply -f manifests/samples/sentiment-adapter.yaml
   kubectl get ftj --watch
   kubectl describe ftj sentiment-adapter
 
@@ -63,7 +64,7 @@ class DemoError(RuntimeError):
 def main() -> int:
     """Run the cluster until it is interrupted, or the demo until its jobs have ended; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--demo", action="store_true", help="apply the samples, follow them to their end, and stop")
+    parser.add_argument("--demo", action="store_true", help="apply two samples, follow them to their end, and stop")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
@@ -100,7 +101,7 @@ def run_until_interrupted(stack: ExitStack) -> None:
 
 
 def run_demo(stack: ExitStack) -> None:
-    """Apply the samples, follow them to their end, and show what came of them. Raises DemoError."""
+    """Apply two samples, follow them to their end, and show what came of them. Raises DemoError."""
     if reason := why_impossible():
         raise DemoError(f"the demo trains in pods, and {reason}; `make demo` runs the same jobs without a cluster")
     started = time.monotonic()
@@ -108,7 +109,7 @@ def run_demo(stack: ExitStack) -> None:
     operator = stack.enter_context(cluster.operator().running())
     jobs = prepare(cluster, cluster.server)
     say(f"the cluster is ready after {time.monotonic() - started:.0f} s")
-    show(cluster.server, "apply", f"--filename={SAMPLES}")
+    show(cluster.server, "apply", *(f"--filename={SAMPLES / name}.yaml" for name in DEMO))
     follow(cluster.server, jobs)
     say(f"all jobs have ended after {time.monotonic() - started:.0f} s")
     show(cluster.server, "get", "finetunejobs", f"--output=custom-columns={RESULTS}")
