@@ -7,7 +7,7 @@ ASSETS := build/assets
 PYTHON ?= $(firstword $(foreach v,python3 python3.14 python3.13 python3.12 python3.11,\
 	$(shell $(v) -c 'import sys; print("$(v)" if sys.version_info >= (3, 11) else "")' 2>/dev/null)))
 
-.PHONY: help demo test lint unit trainer integration prometheus e2e cluster demo-cluster generate assets lock bench clean
+.PHONY: help demo test lint unit trainer integration prometheus chart images e2e cluster demo-cluster generate assets assets-lm lock bench clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -17,26 +17,32 @@ demo: $(VENV)/ready assets ## tune a real model on real tweets, with adapters an
 	$(BIN)/finetune run manifests/samples/sentiment-adapter.yaml manifests/samples/sentiment-full.yaml \
 		--volume examples=$(ASSETS) --volume models=build/models --work-dir build/demo
 
-test: lint unit trainer integration e2e ## everything that CI runs
+test: lint unit trainer integration chart e2e ## everything that CI runs
 
 lint: $(VENV)/ready ## style, types and generated files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-unit: $(VENV)/ready ## pure functions; seconds
+unit: $(VENV)/ready prometheus ## pure functions, and the alerts' rules; seconds
 	$(BIN)/pytest tests/unit
 
 trainer: $(VENV)/ready assets ## real training on small models and data, runs killed and resumed
-	$(BIN)/pytest tests/trainer
+	$(BIN)/pytest tests/trainer --numprocesses=auto --dist=loadfile
 
 integration: $(VENV)/ready prometheus ## against a real API server; the first run may build it
 	$(BIN)/pytest tests/testbed tests/integration
 
-prometheus: ## Debian's package for the integration tests, where it can be had; elsewhere put prometheus and promtool on the PATH
+prometheus: ## Debian's package for the tests of metrics and alerts, where it can be had; elsewhere put prometheus and promtool on the PATH
 	@command -v prometheus >/dev/null || \
 		{ [ "$$(id -u)" = 0 ] && apt-get -qq update && apt-get -qq install --no-install-recommends prometheus; } || \
-		echo "no Prometheus: the tests that scrape with it are skipped (and fail under CI)"
+		echo "no Prometheus: the tests that need it are skipped (and fail under CI)"
+
+chart: $(VENV)/ready assets ## the Helm chart: rendered, judged by a real API server, installed on a real node; may build helm
+	$(BIN)/pytest tests/chart
+
+images: ## the operator's and the trainer's, with docker, podman or buildah; REGISTRY=... TAG=... PUSH=1
+	@scripts/images.sh
 
 e2e: $(VENV)/ready assets ## real pods on a real node; needs root on Linux, else its tests are skipped by name
 	$(BIN)/pytest tests/e2e
@@ -47,13 +53,19 @@ cluster: $(VENV)/ready assets ## a Kubernetes with the operator, to try it; as r
 demo-cluster: $(VENV)/ready assets ## the samples, applied with kubectl and trained in pods; root on Linux; minutes
 	PYTHONPATH=tests $(BIN)/python scripts/cluster.py --demo
 
-generate: $(VENV)/ready ## what is generated from the models: CRD, reference, exit codes
+generate: $(VENV)/ready ## what is generated: CRD, reference, exit codes, dashboards
 	$(BIN)/python -m finetune_api.crd > manifests/crds/finetunejobs.yaml
+	cp manifests/crds/finetunejobs.yaml helm/finetune-operator/files/
+	$(BIN)/python scripts/chart_readme.py > helm/finetune-operator/README.md
 	$(BIN)/python -m finetune_api.reference > docs/reference.md
 	$(BIN)/python -m finetune_api.exit_codes > docs/exit-codes.md
+	PYTHONPATH=scripts $(BIN)/python -m dashboards helm/finetune-operator/files/dashboards
 
 assets: $(VENV)/ready ## the example model and data, by pinned hash
 	$(BIN)/python scripts/fetch_assets.py --dest $(ASSETS)
+
+assets-lm: $(VENV)/ready ## besides them a small chat model and chats, for text generation; another 100 MB and minutes
+	$(BIN)/python scripts/fetch_assets.py --dest $(ASSETS) --with-language-model
 
 bench: $(VENV)/ready assets ## the figures under benchmarks/results; about an hour
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/adapter_vs_full.py
@@ -65,6 +77,7 @@ lock: $(VENV)/ready ## the locked requirements
 	echo "uv==$$($(BIN)/uv --version | cut -d' ' -f2)" | $(BIN)/uv pip compile - $(LOCK_OPTIONS) -o requirements/bootstrap.txt
 	$(BIN)/uv pip compile pyproject.toml --extra dev $(LOCK_OPTIONS) -o requirements/dev.txt
 	$(BIN)/uv pip compile pyproject.toml --extra trainer -c requirements/dev.txt $(LOCK_OPTIONS) -o requirements/trainer.txt
+	$(BIN)/uv pip compile pyproject.toml --extra operator -c requirements/dev.txt $(LOCK_OPTIONS) -o requirements/operator.txt
 	sed -i.bak '1i # Locked by `make lock`; do not edit.' requirements/*.txt && rm requirements/*.bak
 LOCK_OPTIONS := --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --no-header
 

@@ -6,21 +6,16 @@ has already downloaded, then a build of the Go module beside this file.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+
+from .go_build import BuildFailedError as BuildFailedError
+from .go_build import Recipe, build_once, cache, missing_from
 
 GO_MODULE = Path(__file__).parent / "go"
 NAMES = ("etcd", "kube-apiserver", "kubectl")
@@ -29,7 +24,6 @@ CONTROL_PLANE_NAMES = (*NAMES, "kube-controller-manager", "kube-scheduler")
 NODE_NAMES = ("kubelet", "kube-proxy") if sys.platform == "linux" else ()
 BUILT_NAMES = (*CONTROL_PLANE_NAMES, *NODE_NAMES)
 PROGRAM = "testbed"
-PROGRESS_SECONDS = 30.0
 
 FROM_ENVIRONMENT = "KUBEBUILDER_ASSETS"
 FROM_ENVTEST = "setup-envtest"
@@ -42,10 +36,6 @@ class BinariesUnavailableError(RuntimeError):
 
 class BrokenAssetsError(RuntimeError):
     """KUBEBUILDER_ASSETS names a folder that lacks a program."""
-
-
-class BuildFailedError(RuntimeError):
-    """The Go build ended with an error."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +86,7 @@ def minor_version() -> str:
 
 
 def _missing_from(folder: Path, names: tuple[str, ...] = NAMES) -> list[str]:
-    return [name for name in names if not os.access(folder / name, os.X_OK)]
+    return missing_from(folder, names)
 
 
 def _newest_envtest() -> Path | None:
@@ -137,80 +127,17 @@ def _built() -> Path:
             f" -p path {minor_version().removeprefix('v')}.x prints one), or install"
             f" Go so that they can be built from {GO_MODULE}."
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.with_suffix(".lock")):
-        if _missing_from(folder, BUILT_NAMES):
-            _build(go, folder)
+    build_once(go, _recipe(), folder)
     return folder
 
 
-def cache() -> Path:
-    """Where what is made once is kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "finetune-operator" / "testbed"
+def _recipe() -> Recipe:
+    what = f"etcd and Kubernetes {kubernetes_version()}"
+    return Recipe(what, GO_MODULE, ".", PROGRAM, _linker_flags(), BUILT_NAMES)
 
 
 def _source_hash() -> str:
-    digest = hashlib.sha256()
-    for path in sorted(GO_MODULE.glob("*.*")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _say("waiting for another process that builds the Kubernetes programs")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _build(go: str, folder: Path) -> None:
-    """Build into a folder beside the final one, then rename it into place."""
-    started = time.monotonic()
-    _say(f"building etcd and Kubernetes {kubernetes_version()} with {go}: many minutes the first time, seconds later")
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="build-") as name:
-        scratch = Path(name)
-        output = scratch / "bin"
-        output.mkdir()
-        with (scratch / "build.log").open("w+b") as log:
-            _run_go(go, output / PROGRAM, log, started)
-        for link in BUILT_NAMES:
-            (output / link).symlink_to(PROGRAM)
-        # What is there lacks a program, or nobody would build.
-        shutil.rmtree(folder, ignore_errors=True)
-        output.rename(folder)
-    _say(f"built in {time.monotonic() - started:.0f} s: {folder}")
-
-
-def _run_go(go: str, output: Path, log: IO[bytes], started: float) -> None:
-    command = [go, "build", "-trimpath", "-buildvcs=false"]
-    command += ["-ldflags", _linker_flags(), "-o", str(output), "."]
-    # No C compiler is needed, and no go.work above this folder interferes.
-    environment = {**os.environ, "CGO_ENABLED": "0", "GOWORK": "off"}
-    with subprocess.Popen(command, cwd=GO_MODULE, env=environment, stdout=log, stderr=subprocess.STDOUT) as process:
-        try:
-            while _still_running(process):
-                elapsed = time.monotonic() - started
-                _say(f"still building the Kubernetes programs ({elapsed:.0f} s)")
-        except BaseException:
-            process.terminate()
-            raise
-    if process.returncode != 0:
-        log.seek(0)
-        tail = log.read().decode(errors="replace")[-4000:]
-        raise BuildFailedError(f"{' '.join(command)} in {GO_MODULE} ended with {process.returncode}:\n{tail}")
-
-
-def _still_running(process: subprocess.Popen[bytes]) -> bool:
-    try:
-        process.wait(timeout=PROGRESS_SECONDS)
-    except subprocess.TimeoutExpired:
-        return True
-    return False
+    return _recipe().source_hash()
 
 
 def _linker_flags() -> str:
@@ -226,7 +153,3 @@ def _linker_flags() -> str:
     }
     stamps = [f"-X {name}={value}" for name, value in variables.items()]
     return " ".join(["-s", "-w", *stamps])
-
-
-def _say(message: str) -> None:
-    print(f"testbed: {message}", file=sys.stderr, flush=True)

@@ -13,8 +13,9 @@ from .client import Client
 from .cluster import LEASE, Namespace, make_namespace
 from .controllers import controllers
 from .node_containerd import Containerd, Lent
-from .node_kubelet import Credentials, Kubelet
+from .node_kubelet import NODE, Credentials, Kubelet
 from .node_namespaces import NodeNamespaces
+from .node_proxy import ServiceProxy
 from .operator_process import OperatorProcess, install
 
 
@@ -28,11 +29,15 @@ class NodeCluster:
 
     @classmethod
     @contextmanager
-    def start(cls) -> Iterator[NodeCluster]:
-        """Start all of it; stop and remove it at the end. Raises NodeUnavailableError."""
+    def start(cls, *, bare: bool = False) -> Iterator[NodeCluster]:
+        """Start all of it; stop and remove it at the end. Raises NodeUnavailableError.
+
+        A bare one has no CRD and no RBAC of the operator, but its image, and Services that pods can reach: there the
+        operator is installed as people do.
+        """
         node_machine.ensure_programs()
         binaries = find(BUILT_NAMES)
-        images = node_images.archives()
+        images = node_images.archives() + ([node_images.operator_archive()] if bare else [])
         lent = Lent(node_images.libraries(), node_images.LIBRARIES)
         with ExitStack() as stack:
             slot = stack.enter_context(node_slot.taken())
@@ -42,12 +47,15 @@ class NodeCluster:
             server = stack.enter_context(
                 ApiServer.start(binaries, address=slot.host_address, users=[credentials.user], flags=credentials.flags)
             )
-            install(server)
+            if not bare:
+                install(server)
             stack.enter_context(controllers(server, real_nodes=True))
             containerd = stack.enter_context(Containerd(slot, namespaces, node_images.PAUSE_IMAGE, [lent]).running())
             for archive in images:
                 containerd.import_image(archive)
             stack.enter_context(Kubelet(slot, namespaces, containerd.endpoint).running(server, credentials))
+            if bare:
+                stack.enter_context(ServiceProxy(slot, namespaces).running(server, NODE))
             yield cls(server, Client(server), slot)
 
     def namespace(self, name: str) -> Namespace:

@@ -1,4 +1,4 @@
-"""The images of a real node without a registry: a base of Debian packages, and the trainer's from its Dockerfile.
+"""The images of a real node without a registry: a base of Debian packages, and ours from their Dockerfiles.
 
 Each is made once and kept as an archive in the cache.
 """
@@ -25,13 +25,17 @@ from .node_machine import NodeUnavailableError, run, say
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINER_IMAGE = "localhost/finetune-trainer:testbed"
+OPERATOR_IMAGE = "localhost/finetune-operator:testbed"
 PAUSE_IMAGE = "localhost/pause:testbed"
 LIBRARIES = "/opt/libraries"
 """Where the trainer's image has its libraries; its target `code` has none there."""
 
 _BASE_IMAGE = "localhost/base:testbed"
-_DOCKERFILE = ROOT / "trainer-image" / "Dockerfile"
-_SOURCES = (ROOT / "operator" / "finetune_api", ROOT / "trainer-image" / "finetune_trainer")
+# Of each image the folder of its Dockerfile, and what is copied into it.
+_SOURCES = {
+    TRAINER_IMAGE: ("trainer-image", ("operator/finetune_api", "trainer-image/finetune_trainer")),
+    OPERATOR_IMAGE: ("operator", ("operator/finetune_api", "operator/finetune_operator")),
+}
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _APT = Path("/etc/apt")
@@ -44,7 +48,15 @@ def archives() -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder / "lock"):
         base = _base(folder)
-        return [base, _trainer(folder, base)]
+        return [base, _built(folder, base, TRAINER_IMAGE)]
+
+
+def operator_archive() -> Path:
+    """The archive of the operator's image, made when it is not there. Raises NodeUnavailableError."""
+    folder = cache() / "images"
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder / "lock"):
+        return _built(folder, _base(folder), OPERATOR_IMAGE)
 
 
 def libraries() -> Path:
@@ -135,29 +147,34 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     archive.addfile(entry, io.BytesIO(content))
 
 
-def _trainer(folder: Path, base: Path) -> Path:
+def _built(folder: Path, base: Path, image: str) -> Path:
     """The Dockerfile's target `code`: everything but the libraries, which the node lends."""
-    archive = folder / f"trainer-{_source_hash(base)}.tar"
+    name = image.partition("/")[2].partition(":")[0]
+    archive = folder / f"{name}-{_source_hash(base, image)}.tar"
     if archive.exists():
         return archive
-    say("building the trainer's image with buildah")
-    for old in folder.glob("trainer-*.tar"):
+    say(f"building {image} with buildah")
+    for old in folder.glob(f"{name}-*.tar"):
         old.unlink()
-    with tempfile.TemporaryDirectory(dir=folder, prefix="buildah-") as name:
-        storage = (f"--root={name}/root", f"--runroot={name}/run", "--storage-driver=vfs")
+    with tempfile.TemporaryDirectory(dir=folder, prefix="buildah-") as scratch:
+        storage = (f"--root={scratch}/root", f"--runroot={scratch}/run", "--storage-driver=vfs")
         run(
-            *("buildah", *storage, "build", "--isolation=chroot", "--target=code", f"--file={_DOCKERFILE}"),
-            *(f"--build-arg=BASE=docker-archive:{base}:{_BASE_IMAGE}", f"--tag={TRAINER_IMAGE}", ROOT),
+            *("buildah", *storage, "build", "--isolation=chroot", "--target=code", f"--file={_dockerfile(image)}"),
+            *(f"--build-arg=BASE=docker-archive:{base}:{_BASE_IMAGE}", f"--tag={image}", ROOT),
         )
-        unfinished = Path(name) / "trainer.tar"
-        run("buildah", *storage, "push", TRAINER_IMAGE, f"docker-archive:{unfinished}:{TRAINER_IMAGE}")
+        unfinished = Path(scratch) / "image.tar"
+        run("buildah", *storage, "push", image, f"docker-archive:{unfinished}:{image}")
         unfinished.rename(archive)
     return archive
 
 
-def _source_hash(base: Path) -> str:
+def _dockerfile(image: str) -> Path:
+    return ROOT / _SOURCES[image][0] / "Dockerfile"
+
+
+def _source_hash(base: Path, image: str) -> str:
     digest = hashlib.sha256(base.name.encode())
-    files = [path for folder in _SOURCES for path in folder.rglob("*.py")]
-    for path in [_DOCKERFILE, *sorted(files)]:
+    files = [path for folder in _SOURCES[image][1] for path in (ROOT / folder).rglob("*.py")]
+    for path in [_dockerfile(image), *sorted(files)]:
         digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]

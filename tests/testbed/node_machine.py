@@ -16,6 +16,7 @@ _PACKAGES = {
     "debootstrap": "debootstrap",
     "ip": "iproute2",
     "mount": "mount",
+    "nft": "nftables",
     "openssl": "openssl",
     "runc": "runc",
     "unshare": "util-linux",

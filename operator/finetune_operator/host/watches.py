@@ -6,6 +6,8 @@ quadratic. So only `on.event` is used, without finalizers and without any state 
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from typing import Any
 
 import kopf
@@ -39,7 +41,8 @@ def make_registry(store: Store, queue: WorkQueue[Key]) -> kopf.OperatorRegistry:
 
     @kopf.on.login(registry=registry)
     def login(**arguments: Any) -> kopf.ConnectionInfo | None:
-        return kopf.login_with_service_account(**arguments) or kopf.login_with_kubeconfig(**arguments)
+        account = kopf.login_with_service_account(**arguments)
+        return _by_address(account) if account else kopf.login_with_kubeconfig(**arguments)
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
     async def on_fine_tune_job(event: kopf.RawEvent, **_: Any) -> None:
@@ -54,6 +57,14 @@ def make_registry(store: Store, queue: WorkQueue[Key]) -> kopf.OperatorRegistry:
         feed.pod(event["type"], event["object"])
 
     return registry
+
+
+def _by_address(info: kopf.ConnectionInfo) -> kopf.ConnectionInfo:
+    """Kopf takes the API server's name; every pod knows its address too, and does not need DNS for it."""
+    host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+    if not host:
+        return info
+    return dataclasses.replace(info, server=f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}")
 
 
 def make_settings() -> kopf.OperatorSettings:

@@ -1,0 +1,140 @@
+{{- define "finetune.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride -}}
+{{- else -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "finetune.selector" -}}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "finetune.labels" -}}
+{{ include "finetune.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{- /* Names of what belongs to the whole cluster: several namespaced releases may have the same name. */ -}}
+{{- define "finetune.clusterName" -}}
+{{- include "finetune.fullname" . -}}{{- if .Values.watchNamespace -}}-{{ .Release.Namespace }}{{- end -}}
+{{- end -}}
+
+{{- define "finetune.account" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "finetune.fullname" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- required "serviceAccount.name: name the ServiceAccount, because serviceAccount.create is false" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "finetune.image" -}}
+{{- $image := .image -}}
+{{- if $image.digest -}}
+{{- printf "%s@%s" $image.repository $image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $image.repository (default .root.Chart.AppVersion $image.tag) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "finetune.trainerImage" -}}
+{{- include "finetune.image" (dict "image" .Values.trainer.image "root" .) -}}
+{{- end -}}
+
+{{- define "finetune.progressHost" -}}
+{{- include "finetune.fullname" . -}}-progress.{{ .Release.Namespace }}.svc
+{{- end -}}
+
+{{- define "finetune.progressUrl" -}}
+{{- default (printf "https://%s:%d" (include "finetune.progressHost" .) (int .Values.progress.port)) .Values.progress.url -}}
+{{- end -}}
+
+{{- define "finetune.tlsSecret" -}}
+{{- default (printf "%s-progress-tls" (include "finetune.fullname" .)) .Values.progress.tls.secretName -}}
+{{- end -}}
+
+{{- /* The DNS names of the progress server's certificate, a JSON list. */ -}}
+{{- define "finetune.dnsNames" -}}
+{{- $host := include "finetune.progressHost" . -}}
+{{- $names := list $host (printf "%s.cluster.local" $host) (trimSuffix ".svc" $host) -}}
+{{- $given := include "finetune.givenHost" . -}}
+{{- if and $given (not (include "finetune.isAddress" $given)) -}}
+{{- $names = append $names $given | uniq -}}
+{{- end -}}
+{{- toJson $names -}}
+{{- end -}}
+
+{{- define "finetune.ipAddresses" -}}
+{{- $given := include "finetune.givenHost" . -}}
+{{- toJson (ternary (list $given) list (include "finetune.isAddress" $given | eq "true")) -}}
+{{- end -}}
+
+{{- define "finetune.givenHost" -}}
+{{- with .Values.progress.url -}}
+{{- regexReplaceAll ":[0-9]+$" (get (urlParse .) "host") "" | trimPrefix "[" | trimSuffix "]" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "finetune.isAddress" -}}
+{{- if regexMatch "^[0-9.]+$|:" . -}}true{{- end -}}
+{{- end -}}
+
+{{- define "finetune.namespaceSelector" -}}
+{{- if . -}}
+matchLabels:
+  {{- toYaml . | nindent 2 }}
+{{- else -}}
+{}
+{{- end -}}
+{{- end -}}
+
+{{- define "finetune.certificateNames" -}}
+{{- join "," (concat (include "finetune.dnsNames" . | fromJsonArray) (include "finetune.ipAddresses" . | fromJsonArray)) -}}
+{{- end -}}
+
+{{- /* A list of resources without those that are empty. */ -}}
+{{- define "finetune.resourceList" -}}
+{{- $list := dict -}}
+{{- range $name, $value := . -}}
+{{- if $value -}}{{- $_ := set $list $name $value -}}{{- end -}}
+{{- end -}}
+{{- if $list -}}{{- toYaml $list -}}{{- end -}}
+{{- end -}}
+
+{{- define "finetune.dnsEgress" -}}
+- to:
+    - namespaceSelector:
+        matchLabels:
+          kubernetes.io/metadata.name: kube-system
+  ports:
+    - port: 53
+      protocol: UDP
+    - port: 53
+      protocol: TCP
+{{- end -}}
+
+{{- define "finetune.policyBinding" }}
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata:
+  name: {{ .name }}
+  labels:
+    {{- include "finetune.labels" .root | nindent 4 }}
+spec:
+  policyName: {{ .name }}
+  validationActions: [Deny]
+  {{- with .root.Values.admissionPolicy.namespaceLabels }}
+  matchResources:
+    namespaceSelector:
+      matchLabels:
+        {{- toYaml . | nindent 8 }}
+  {{- end }}
+{{- end -}}

@@ -1,0 +1,64 @@
+"""What the documents tell people to type is there."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from chart.rendering import FOLDER, ROOT, Chart
+from finetune_api.manifest import parse_job
+
+DOCS = [ROOT / "docs" / name for name in ("installing.md", "gitops.md")] + [FOLDER / "README.md"]
+TEXT = {path.name: path.read_text() for path in DOCS}
+VALUES: dict[str, Any] = yaml.safe_load((FOLDER / "values.yaml").read_text())
+
+
+def blocks(name: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT[name], re.MULTILINE | re.DOTALL)
+
+
+def documents(name: str) -> list[Any]:
+    return [each for block in blocks(name, "yaml") for each in yaml.safe_load_all(block)]
+
+
+def test_every_value_that_is_named_is_one() -> None:
+    text = "\n".join(TEXT.values())
+    named = re.findall(r"--set ([A-Za-z.]+)=", text) + re.findall(
+        r"`((?:progress|networkPolicy|monitoring|admissionPolicy|image|trainer|crd|rbac)\.[A-Za-z.]+)(?:=[^`]*)?`",
+        text,
+    )
+    assert len(named) > 10
+    for path in named:
+        found: Any = VALUES
+        for key in path.split("."):
+            assert key in found, path
+            found = found[key]
+
+
+def test_the_manifests_of_the_quick_starts_are_valid() -> None:
+    jobs = re.findall(r"<<'END'\n(.*?)^END$", TEXT["installing.md"], re.MULTILINE | re.DOTALL)
+    assert jobs
+    for text in jobs:
+        parse_job(yaml.safe_load(text))
+
+
+def test_the_values_of_the_examples_are_taken(chart: Chart) -> None:
+    digest = "sha256:" + "0a" * 32
+    examples = [each for name in ("installing.md", "gitops.md") for each in documents(name) if set(each) <= set(VALUES)]
+    assert len(examples) == 2
+    for values in examples:
+        for image in (values.get("image", {}), values.get("trainer", {}).get("image", {})):
+            if "digest" in image:
+                image["digest"] = digest
+        assert chart.render(values)
+
+
+@pytest.mark.parametrize("name", ["installing.md", "gitops.md"])
+def test_links_and_folders_are_there(name: str) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", TEXT[name]):
+        assert (ROOT / "docs" / target).exists(), target
+    for folder in re.findall(r"`?((?:manifests|helm|requirements)/[a-z][-a-z_/.]*[a-z])`?", TEXT[name]):
+        assert (ROOT / folder).exists(), folder

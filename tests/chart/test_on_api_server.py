@@ -1,0 +1,256 @@
+"""A real API server takes what the chart renders, and its policies judge as they should."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from chart.rendering import Chart, Object, of_kind, one
+from chart.value_sets import VALUE_SETS
+from contract_cases import VALID_SPECS, spec_fields, valid_job
+from testbed.apiserver import ApiServer
+from testbed.client import eventually
+from testbed.operator_process import install_crd
+
+pytestmark = pytest.mark.integration
+
+RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted", "pod-security.kubernetes.io/warn": "restricted"}
+TEXT: Object = {"type": "string"}
+FLAG: Object = {"type": "boolean"}
+LABELS: Object = {"type": "object", "additionalProperties": TEXT}
+
+
+def fields(**properties: Object) -> Object:
+    return {"type": "object", "properties": properties}
+
+
+def array(of: Object) -> Object:
+    return {"type": "array", "items": of}
+
+
+RULE = fields(alert=TEXT, expr=TEXT, labels=LABELS, annotations=LABELS, keep_firing_for=TEXT, **{"for": TEXT})
+# What other operators bring: the fields of their published schemas that are used here. Any other is refused as unknown.
+FOREIGN_KINDS = {
+    "ServiceMonitor": (
+        "monitoring.coreos.com",
+        fields(
+            selector=fields(matchLabels=LABELS), endpoints=array(fields(port=TEXT, interval=TEXT, honorLabels=FLAG))
+        ),
+    ),
+    "PrometheusRule": (
+        "monitoring.coreos.com",
+        fields(groups=array(fields(name=TEXT, interval=TEXT, rules=array(RULE)))),
+    ),
+    "Certificate": (
+        "cert-manager.io",
+        fields(
+            secretName=TEXT,
+            duration=TEXT,
+            renewBefore=TEXT,
+            dnsNames=array(TEXT),
+            ipAddresses=array(TEXT),
+            issuerRef=fields(name=TEXT, kind=TEXT, group=TEXT),
+        ),
+    ),
+}
+ALLOWED = {"models": "hf://allowed/name", "data": "hf://datasets/allowed/name", "outputs": "pvc://models/tuned"}
+FOREIGN = {"models": "hf://foreign/name", "data": "hf://datasets/foreign/name", "outputs": "pvc://foreign/tuned"}
+SOURCES = {"models": ["hf://allowed/"], "data": ["hf://datasets/allowed/"], "outputs": ["pvc://models/"]}
+
+
+def kubectl(server: ApiServer, *arguments: str, stdin: list[Object] | None = None) -> str:
+    text = json.dumps({"apiVersion": "v1", "kind": "List", "items": stdin}) if stdin is not None else None
+    done = server.kubectl(*arguments, stdin=text)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def foreign_crd(kind: str) -> Object:
+    group, spec = FOREIGN_KINDS[kind]
+    singular = kind.lower()
+    schema = {"openAPIV3Schema": fields(spec=spec)}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": crd_name(kind)},
+        "spec": {
+            "group": group,
+            "scope": "Namespaced",
+            "names": {"kind": kind, "plural": f"{singular}s", "singular": singular, "listKind": f"{kind}List"},
+            "versions": [{"name": "v1", "served": True, "storage": True, "schema": schema}],
+        },
+    }
+
+
+def crd_name(kind: str) -> str:
+    return f"{kind.lower()}s.{FOREIGN_KINDS[kind][0]}"
+
+
+@pytest.fixture(scope="module")
+def server(api_server: ApiServer) -> Iterator[ApiServer]:
+    """An API server with restricted namespaces and what other operators bring."""
+    install_crd(api_server)
+    namespaces = ["finetune-system", "team-a", "team-b"]
+    made: list[Object] = [
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": RESTRICTED}}
+        for name in namespaces
+    ]
+    for account in ("finetune-operator", "named", "given", "tuner", "finetune-operator-tuner", "default"):
+        metadata = {"name": account, "namespace": "finetune-system"}
+        made.append({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata})
+    made += [foreign_crd(kind) for kind in FOREIGN_KINDS]
+    kubectl(api_server, "apply", "--filename=-", stdin=made)
+    for kind in FOREIGN_KINDS:
+        eventually(lambda kind=kind: api_server.kubectl("get", crd_name(kind)).returncode == 0, kind)  # type: ignore[misc]
+    yield api_server
+    for kind in FOREIGN_KINDS:
+        api_server.kubectl("delete", f"crd/{crd_name(kind)}", "--wait=false")
+    api_server.kubectl("delete", "namespace", *namespaces, "--wait=false")
+
+
+def pod_of(found: list[Object]) -> Object:
+    """A pod as the Deployment will make it: admission judges pods, and only warns of templates."""
+    template = copy.deepcopy(one(found, "Deployment")["spec"]["template"])
+    template["metadata"] |= {"name": "judged", "namespace": "finetune-system"}
+    return {"apiVersion": "v1", "kind": "Pod", **template}
+
+
+@pytest.mark.parametrize("values", VALUE_SETS)
+def test_every_object_is_accepted_without_a_warning(chart: Chart, server: ApiServer, values: str) -> None:
+    found = chart.render(VALUE_SETS[values])
+    said = kubectl(
+        server,
+        *("apply", "--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict"),
+        *("--warnings-as-errors", "--filename=-"),
+        stdin=[*found, pod_of(found)],
+    )
+    assert len(said.splitlines()) == len(found) + 1
+
+
+def test_a_pod_that_is_not_restricted_would_be_refused(chart: Chart, server: ApiServer) -> None:
+    """That the namespace is what the other tests take it for."""
+    pod = pod_of(chart.render())
+    del pod["spec"]["containers"][0]["securityContext"]["capabilities"]
+    done = server.kubectl("apply", "--dry-run=server", "--filename=-", stdin=json.dumps(pod))
+    assert "violates PodSecurity" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def policies(chart: Chart, server: ApiServer) -> Iterator[ApiServer]:
+    """The API server while both policies judge the namespace team-a."""
+    labels = {"kubernetes.io/metadata.name": "team-a"}
+    images = {"enabled": True, "allowed": ["registry.example.com/trainer:2"]}
+    policy = {"sources": {"enabled": True, **SOURCES}, "images": images, "namespaceLabels": labels}
+    kinds = ("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
+    made = [each for each in chart.render({"admissionPolicy": policy}) if each["kind"] in kinds]
+    assert len(made) == 4
+    kubectl(server, "apply", "--warnings-as-errors", "--filename=-", stdin=made)
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": "team-a"}}
+    kubectl(server, "apply", "--filename=-", stdin=[account])
+    eventually(lambda: judged(server, sources_of("minimal", {"models": FOREIGN["models"]})), "the policy acts", 60)
+    eventually(lambda: judged(server, training_pod("elsewhere.example.com/other:1")), "the policy of images acts", 60)
+    yield server
+    kubectl(server, "delete", "--filename=-", stdin=made)
+
+
+def judged(server: ApiServer, manifest: Object, namespace: str = "team-a") -> str:
+    """Why it is refused; empty when it is accepted."""
+    done = server.kubectl(
+        *("create", f"--namespace={namespace}", "--dry-run=server", "--filename=-"), stdin=json.dumps(manifest)
+    )
+    return done.stderr if done.returncode else ""
+
+
+def kind_of(path: tuple[str | int, ...]) -> str:
+    """What a URI at that place of a spec is for."""
+    if path[0] == "output":
+        return "outputs"
+    return "models" if {"model", "teacher", "stackOn"} & set(path) else "data"
+
+
+def uris(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Where a spec has URIs."""
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ()):
+        if key == "uri":
+            yield (*path, key)
+        yield from uris(inner, (*path, key))
+
+
+def with_uris(name: str, uri: Callable[[tuple[str | int, ...]], str]) -> Object:
+    manifest: Object = copy.deepcopy(valid_job(name))
+    manifest["metadata"].pop("namespace", None)
+    for path in uris(manifest["spec"]):
+        target = manifest["spec"]
+        for key in path[:-1]:
+            target = target[key]
+        target["uri"] = uri(path)
+    return manifest
+
+
+def sources_of(name: str, given: dict[str, str]) -> Object:
+    """A valid job whose URIs of some kinds are given, and those of the others allowed."""
+    return with_uris(name, lambda path: {**ALLOWED, **given}[kind_of(path)])
+
+
+ALL_URIS = {name: list(uris(valid_job(name)["spec"])) for name in VALID_SPECS}
+
+
+def test_the_specs_have_every_uri() -> None:
+    seen = {
+        ".".join("[]" if isinstance(key, int) else str(key) for key in path)
+        for paths in ALL_URIS.values()
+        for path in paths
+    }
+    wanted = {
+        field.replace("[]", ".[]").removeprefix("spec.").lstrip(".")
+        for field in spec_fields()
+        if field.endswith(".uri")
+    }
+    assert seen == wanted
+    assert len(seen) >= 9
+
+
+@pytest.mark.parametrize("name", VALID_SPECS)
+def test_what_is_allowed_passes_and_each_foreign_uri_is_refused_by_name(policies: ApiServer, name: str) -> None:
+    assert judged(policies, sources_of(name, {})) == ""
+    for place in ALL_URIS[name]:
+        kind = kind_of(place)
+        manifest = with_uris(name, lambda path, place=place: (FOREIGN if path == place else ALLOWED)[kind_of(path)])
+        said = judged(policies, manifest)
+        assert f"the administrator allows {kind} from {', '.join(SOURCES[kind])} only; not from" in said, place
+        assert FOREIGN[kind] in said
+        assert judged(policies, manifest, "team-b") == ""
+
+
+def test_a_name_that_only_begins_alike_is_refused(policies: ApiServer) -> None:
+    assert "hf://allowed-not/name" in judged(policies, sources_of("minimal", {"models": "hf://allowed-not/name"}))
+
+
+def training_pod(image: str, label: str = "finetune-operator.io/job-name") -> Object:
+    security = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "judged", "labels": {label: "tuned"}},
+        "spec": {
+            "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [{"name": "trainer", "image": image, "securityContext": security}],
+        },
+    }
+
+
+def test_training_pods_run_allowed_images_only(policies: ApiServer) -> None:
+    for image in ("localhost/finetune-trainer:0.1.0", "registry.example.com/trainer:2"):
+        assert judged(policies, training_pod(image)) == ""
+    assert "may not run elsewhere.example.com/other:1" in judged(
+        policies, training_pod("elsewhere.example.com/other:1")
+    )
+    assert judged(policies, training_pod("elsewhere.example.com/other:1", "app")) == ""
+
+
+def test_policies_are_off_by_default(chart: Chart) -> None:
+    assert not of_kind(chart.render(), "ValidatingAdmissionPolicy")

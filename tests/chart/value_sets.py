@@ -1,0 +1,86 @@
+"""Values that together switch everything on and off."""
+
+from __future__ import annotations
+
+from typing import Any
+
+ON = {"enabled": True}
+DIGEST = "sha256:" + "0a" * 32
+
+VALUE_SETS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "one-namespace": {"watchNamespace": "team-a"},
+    "one-namespace-silent": {"watchNamespace": "team-a", "progress": {"enabled": False}},
+    "silent": {"progress": {"enabled": False}},
+    "existing-secret": {"progress": {"tls": {"source": "Secret", "secretName": "mine"}}},
+    "public-authority": {"progress": {"tls": {"source": "Secret", "caKey": ""}}},
+    "cert-manager": {"progress": {"tls": {"source": "CertManager", "certManager": {"issuerName": "internal"}}}},
+    "cert-manager-elsewhere": {
+        "progress": {
+            "url": "https://10.96.0.50:8443",
+            "tls": {
+                "source": "CertManager",
+                "secretName": "own",
+                "certManager": {
+                    "issuerName": "internal",
+                    "issuerKind": "ClusterIssuer",
+                    "duration": "2160h",
+                    "renewBefore": "360h",
+                },
+            },
+        }
+    },
+    "short-lived": {"progress": {"tls": {"validityDays": 30}}},
+    "own-address": {"progress": {"url": "https://10.96.0.50:8443", "service": {"clusterIP": "10.96.0.50"}}},
+    "own-name": {"progress": {"url": "https://progress.example.com", "port": 9443}},
+    "without-crd": {"crd": {"install": False}},
+    "crd-goes": {"crd": {"keep": False}},
+    "one-replica": {"replicas": 1, "podDisruptionBudget": {"enabled": False}},
+    "stopped": {"replicas": 0},
+    "own-account": {"serviceAccount": {"create": False, "name": "given"}, "rbac": {"create": False}},
+    "annotated-account": {"serviceAccount": {"name": "named", "annotations": {"example.com/role": "tuner"}}},
+    "user-roles": {"rbac": {"aggregateToUserRoles": True}},
+    "digests": {
+        "image": {"repository": "registry.example.com/ml/finetune-operator", "digest": DIGEST, "pullPolicy": "Always"},
+        "trainer": {"image": {"repository": "registry.example.com:5000/trainer", "digest": DIGEST}},
+        "imagePullSecrets": ["registry"],
+    },
+    "tags": {"image": {"tag": "1.2.3"}, "trainer": {"image": {"tag": "4.5.6", "pullPolicy": "Never"}}},
+    "settings": {"workers": 4, "resyncSeconds": 60.5, "leaseSeconds": 30, "metrics": {"port": 9090}},
+    "placed": {
+        "nodeSelector": {"pool": "system"},
+        "tolerations": [{"key": "system", "operator": "Exists", "effect": "NoSchedule"}],
+        "priorityClassName": "system-cluster-critical",
+        "podLabels": {"team": "platform"},
+        "podAnnotations": {"example.com/note": "kept"},
+        "resources": {"requests": {"cpu": "", "memory": "1Gi"}, "limits": {"cpu": "2", "memory": ""}},
+    },
+    "unlimited": {"resources": {"requests": {"cpu": "", "memory": ""}, "limits": {"memory": ""}}},
+    "closed": {"networkPolicy": ON},
+    "closed-tightly": {
+        "networkPolicy": {
+            **ON,
+            "metricsFromNamespaces": {"kubernetes.io/metadata.name": "monitoring"},
+            "apiServer": {"ports": [6443], "cidrs": ["10.0.0.1/32", "fd00::1/128"]},
+            "training": {"namespaces": ["team-a", "team-b"], "publicPorts": [443, 9000], "cidrs": ["10.5.0.0/16"]},
+        }
+    },
+    "monitored": {
+        "monitoring": {
+            "serviceMonitor": {**ON, "interval": "10s", "labels": {"release": "prometheus"}},
+            "prometheusRule": {**ON, "labels": {"release": "prometheus"}},
+            "dashboards": {**ON, "annotations": {"grafana_folder": "ML"}},
+        }
+    },
+    "policies": {
+        "admissionPolicy": {
+            "sources": {**ON, "models": ["hf://allowed/"], "data": ["pvc://data/"], "outputs": ["pvc://models/"]},
+            "images": {**ON, "allowed": ["registry.example.com/trainer:2"]},
+            "namespaceLabels": {"policy": "strict"},
+        }
+    },
+    "model-policy": {"admissionPolicy": {"sources": {**ON, "models": ["hf://allowed/", "pvc://base/one"]}}},
+    "renamed": {"nameOverride": "tuner"},
+    "renamed-wholly": {"fullnameOverride": "tuner"},
+    "below-another-chart": {"global": {"anything": 1}},
+}

@@ -1,0 +1,51 @@
+"""Find helm, or build it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from .binaries import BinariesUnavailableError
+from .go_build import Recipe, build_once, cache, missing_from
+
+MODULE = Path(__file__).parent / "helm"
+PACKAGE = "helm.sh/helm/v3/cmd/helm"
+
+
+def find_helm() -> Path:
+    """Helm on the PATH, or else one that is built once. Raises BinariesUnavailableError, BuildFailedError."""
+    if installed := shutil.which("helm"):
+        return Path(installed)
+    recipe = _recipe()
+    folder = cache() / f"helm-{recipe.source_hash()}"
+    if missing_from(folder, [recipe.program]):
+        go = shutil.which("go")
+        if go is None:
+            raise BinariesUnavailableError("no helm: install it, or install Go so that it can be built")
+        build_once(go, recipe, folder)
+    return folder / recipe.program
+
+
+def _recipe() -> Recipe:
+    version = _required("helm.sh/helm/v3")
+    minor = _required("k8s.io/client-go").split(".")[1]
+    stamps = {
+        "helm.sh/helm/v3/internal/version.version": version,
+        # As Helm's own build does: without them it takes clusters for Kubernetes 1.20 when it asks none.
+        "helm.sh/helm/v3/pkg/lint/rules.k8sVersionMajor": "1",
+        "helm.sh/helm/v3/pkg/lint/rules.k8sVersionMinor": minor,
+        "helm.sh/helm/v3/pkg/chartutil.k8sVersionMajor": "1",
+        "helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor": minor,
+    }
+    flags = " ".join(["-s", "-w", *(f"-X {name}={value}" for name, value in stamps.items())])
+    return Recipe(f"helm {version}", MODULE, PACKAGE, "helm", flags)
+
+
+def _required(module: str) -> str:
+    """The version of a module that go.mod pins."""
+    text = (MODULE / "go.mod").read_text(encoding="utf-8")
+    match = re.search(rf"^\s*{re.escape(module)} (v\S+)", text, re.MULTILINE)
+    if match is None:
+        raise ValueError(f"{MODULE / 'go.mod'} does not require {module}")
+    return match[1]
