@@ -33,7 +33,7 @@ from finetune_trainer.stop import StopFlag
 from finetune_trainer.strategies import Tuning, prepare
 from finetune_trainer.tasks import make_task
 
-STEPS = 192
+STEPS = 768
 BATCH_SIZE = 16
 NUM_VIRTUAL_TOKENS = 10
 # A head alone learns too little at the rate that suits it beside a prompt; the baseline gets its best of 1e-3 and 1e-2.
