@@ -232,8 +232,8 @@ def test_second_sigterm_is_harmless(references: dict[str, Reference], tmp_path: 
         processes.signal_before, "finetune_trainer.optim:learning_rate_factor", 5, signal.SIGTERM, 2
     )
     # The next ones come while the checkpoint is written.
-    while_saving = functools.partial(processes.signal_before, "finetune_trainer.storage:_fsync", 14, signal.SIGTERM, 3)
-    interrupt = functools.partial(processes.signal_before, "finetune_trainer.storage:_replace", 3, signal.SIGINT)
+    while_saving = functools.partial(processes.signal_before, "finetune_trainer.storage:_fsync", 18, signal.SIGTERM, 3)
+    interrupt = functools.partial(processes.signal_before, "finetune_trainer.storage:_replace", 4, signal.SIGINT)
     assert run_trainer(run, first, while_saving, interrupt) == ExitCode.STOPPED
     assert checkpoints(run)[0].name == "step-00000005"
     assert run_trainer(run) == ExitCode.COMPLETE
