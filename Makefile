@@ -67,8 +67,10 @@ assets: $(VENV)/ready ## the example model and data, by pinned hash
 assets-lm: $(VENV)/ready ## besides them a small chat model and chats, for text generation; another 100 MB and minutes
 	$(BIN)/python scripts/fetch_assets.py --dest $(ASSETS) --with-language-model
 
-bench: $(VENV)/ready assets ## the figures under benchmarks/results; about an hour
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/adapter_vs_full.py
+bench: $(VENV)/ready assets assets-lm ## the figures under benchmarks/results; hours
+	for name in adapter_vs_full adapters prompt_tuning distillation forgetting extraction generation; do \
+		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit; done
+	$(BIN)/python benchmarks/packing.py
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/plan_speed.py
 	for part in create hold progress progress-kept; do $(BIN)/python benchmarks/operator_scale.py $$part || exit; done
