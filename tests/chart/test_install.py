@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -14,10 +12,9 @@ import pytest
 from chart.rendering import FOLDER, NAMESPACE, RELEASE, Chart
 from e2e.jobs import END_SECONDS, START_SECONDS, Team
 from testbed import node_images
-from testbed.binaries import BinariesUnavailableError
 from testbed.client import Object, eventually
 from testbed.node import NodeCluster
-from testbed.node_machine import NodeUnavailableError, why_impossible
+from testbed.node_fixture import running_node
 from trainer.tiny import make_model
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
@@ -45,19 +42,7 @@ VALUES: Object = {
 @pytest.fixture(scope="module")
 def bare_cluster(pytestconfig: pytest.Config) -> Iterator[NodeCluster]:
     """A real node without the operator; skip where none can run, by name."""
-    if reason := why_impossible():
-        pytest.skip(reason)
-    if not (ASSETS / "models").exists():
-        pytest.fail("build/assets is missing: run `make assets`", pytrace=False)
-    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
-    with ExitStack() as stack:
-        try:
-            with capture.global_and_fixture_disabled() if capture else ExitStack():
-                cluster = stack.enter_context(NodeCluster.start(bare=True))
-        except (NodeUnavailableError, BinariesUnavailableError) as error:
-            if os.environ.get("CI", "").lower() in ("true", "1"):
-                pytest.fail(str(error), pytrace=False)
-            pytest.skip(str(error))
+    with running_node(pytestconfig, ASSETS, bare=True) as cluster:
         labels = {"pod-security.kubernetes.io/enforce": "restricted"}
         cluster.client.create("/api/v1/namespaces", {"metadata": {"name": NAMESPACE, "labels": labels}})
         yield cluster

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from e2e.jobs import Team
-from testbed.binaries import BinariesUnavailableError
 from testbed.node import NodeCluster
-from testbed.node_machine import NodeUnavailableError, why_impossible
+from testbed.node_fixture import running_node
 from testbed.operator_process import OperatorProcess
 
 ASSETS = Path(__file__).resolve().parents[2] / "build" / "assets"
@@ -22,20 +19,7 @@ ASSETS = Path(__file__).resolve().parents[2] / "build" / "assets"
 @pytest.fixture(scope="session")
 def node_cluster(pytestconfig: pytest.Config) -> Iterator[NodeCluster]:
     """Run a control plane with a real node; skip where none can run, by name."""
-    if reason := why_impossible():
-        pytest.skip(reason)
-    if not (ASSETS / "models").exists():
-        pytest.fail("build/assets is missing: run `make assets`", pytrace=False)
-    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
-    with ExitStack() as stack:
-        try:
-            # Images and programs take minutes to build, and their progress must be seen meanwhile.
-            with capture.global_and_fixture_disabled() if capture else ExitStack():
-                cluster = stack.enter_context(NodeCluster.start())
-        except (NodeUnavailableError, BinariesUnavailableError) as error:
-            if os.environ.get("CI", "").lower() in ("true", "1"):
-                pytest.fail(str(error), pytrace=False)
-            pytest.skip(str(error))
+    with running_node(pytestconfig, ASSETS) as cluster:
         yield cluster
 
 

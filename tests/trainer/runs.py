@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from finetune_api.run import Run, Termination
 from finetune_trainer.__main__ import run_to_termination
 from finetune_trainer.checkpoint import CheckpointStore
 from finetune_trainer.data.sources import model_directory
+from finetune_trainer.errors import Stopped
 from finetune_trainer.loop import TrainingLoop
 from finetune_trainer.progress import ProgressLog
 from finetune_trainer.run import inputs_digest
@@ -51,6 +53,20 @@ def make_loop(run: Run, stop: StopFlag | None = None) -> TrainingLoop:
         inputs=inputs_digest(task, directory, tuning),
     )
     return TrainingLoop(run.spec, task, tuning, checkpoints, progress, stop or StopFlag(), CPU)
+
+
+def interrupted(loop: TrainingLoop, num_steps: int) -> TrainingLoop:
+    """Run until the loop is told to stop within that step; it saves and stops after it."""
+    train_step = loop.train_step
+
+    def step() -> float:
+        loop.stop.is_set = loop.state.step == num_steps - 1
+        return train_step()
+
+    loop.train_step = step  # type: ignore[method-assign]
+    with pytest.raises(Stopped):
+        loop.run()
+    return loop
 
 
 def without_dropout(loop: TrainingLoop) -> TrainingLoop:

@@ -14,7 +14,7 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.v1alpha1.training import Metric
 from finetune_trainer import forgetting
 from finetune_trainer.forgetting import BasePredictions
-from trainer.runs import complete, events, finish, make_loop, notes, output, without_dropout
+from trainer.runs import complete, events, finish, interrupted, make_loop, notes, output, without_dropout
 from trainer.tiny import FULL, HOULSBY, make_rows, make_run, write_rows
 
 pytestmark = pytest.mark.usefixtures("unchecked_export")
@@ -229,21 +229,10 @@ def test_labels_of_earlier_rows_must_be_known(tiny_bert: Path, tmp_path: Path) -
 
 def test_the_base_survives_an_interruption(tiny_bert: Path, tmp_path: Path) -> None:
     """Resumed in a new process' place: the divergence is still that from the start, not from the checkpoint."""
-    from finetune_trainer.errors import Stopped
-
     whole = make_loop(make_run(tmp_path / "whole", tiny_bert, FULL, training={"maxSteps": 6}))
     expected = whole.run().last["klToBase"]
     run = make_run(tmp_path / "cut", tiny_bert, FULL, training={"maxSteps": 6})
-    loop = make_loop(run)
-    train_step = loop.train_step
-
-    def stop_at_three() -> float:
-        loop.stop.is_set = loop.state.step == 2
-        return train_step()
-
-    loop.train_step = stop_at_three  # type: ignore[method-assign]
-    with pytest.raises(Stopped):
-        loop.run()
+    interrupted(make_loop(run), 3)
     again = make_loop(run)
     assert again.run().last["klToBase"] == expected
     assert not [event for event in events(run) if "divergence" in event.get("text", "")]

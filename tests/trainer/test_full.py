@@ -12,7 +12,7 @@ from torch import Tensor
 
 from finetune_trainer.loop import TrainingLoop
 from finetune_trainer.strategies.full import depths
-from trainer.runs import end_state, make_loop, without_dropout
+from trainer.runs import end_state, interrupted, make_loop, without_dropout
 from trainer.tiny import make_run
 
 pytestmark = pytest.mark.usefixtures("unchecked_export")
@@ -59,8 +59,6 @@ def test_frozen_layers_never_thaw(tiny_bert: Path, tmp_path: Path) -> None:
 
 
 def test_an_interrupted_run_thaws_on(tiny_bert: Path, tmp_path: Path) -> None:
-    from finetune_trainer.errors import Stopped
-
     make = functools.partial(
         make_run,
         model=tiny_bert,
@@ -70,16 +68,7 @@ def test_an_interrupted_run_thaws_on(tiny_bert: Path, tmp_path: Path) -> None:
     )
     whole, cut = make(tmp_path / "whole"), make(tmp_path / "cut")
     make_loop(whole).run()
-    loop = make_loop(cut)
-    train_step = loop.train_step
-
-    def stop_at_three() -> float:
-        loop.stop.is_set = loop.state.step == 2
-        return train_step()
-
-    loop.train_step = stop_at_three  # type: ignore[method-assign]
-    with pytest.raises(Stopped):
-        loop.run()
+    interrupted(make_loop(cut), 3)
     make_loop(cut).run()
     assert end_state(cut) == end_state(whole)
 

@@ -21,7 +21,7 @@ from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.evaluation import EvaluationInterrupted, evaluate
 from finetune_trainer.loop import TrainingLoop
 from finetune_trainer.stop import StopFlag
-from trainer.runs import checkpoints, complete, events, finish, make_loop, notes, output, without_dropout
+from trainer.runs import checkpoints, complete, events, finish, interrupted, make_loop, notes, output, without_dropout
 from trainer.tiny import FULL, HOULSBY, STRATEGIES, make_run
 
 PRECISE = 1e-6
@@ -414,16 +414,7 @@ def test_progress_says_what_happens(tiny_bert: Path, tmp_path: Path, monkeypatch
 @pytest.mark.usefixtures("unchecked_export")
 def test_progress_is_known_again_after_a_resume(tiny_bert: Path, tmp_path: Path) -> None:
     run = saving_run(tmp_path, tiny_bert, FULL, training={"maxSteps": 6})
-    loop = make_loop(run)
-    train_step = loop.train_step
-
-    def stop_at_four() -> float:
-        loop.stop.is_set = loop.state.step == 3
-        return train_step()
-
-    loop.train_step = stop_at_four  # type: ignore[method-assign]
-    with pytest.raises(Stopped):
-        loop.run()
+    loop = interrupted(make_loop(run), 4)
     again = make_loop(run)
     again.stop.is_set = True
     with pytest.raises(Stopped):

@@ -1,32 +1,18 @@
 """The asset script: the split is clean and fixed, and nothing unfinished or altered counts as done."""
 
 import hashlib
-import importlib.util
 import io
 import json
 import re
 import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
+from script_modules import load
 
 # They import each other by name, which works as a script and here only once what is imported is loaded.
 asset_rows = load("asset_rows")

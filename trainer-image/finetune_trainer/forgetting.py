@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from finetune_api.v1alpha1.training import Metric
+from finetune_trainer import losses
 
 TOP_CLASSES = 64
 MAX_UNITS = 20_000
@@ -80,8 +81,7 @@ class Comparison:
         base_UK = self._base["logs"][part].to(log_UC.device)
         log_UK = log_UC.gather(1, classes_UK).masked_fill(base_UK[:, :-1].isneginf(), -torch.inf)
         own_UK = _with_rest(log_UC, log_UK, classes_UK)
-        terms = own_UK.exp() * (own_UK - base_UK)
-        self._sum += torch.where(own_UK.isneginf(), 0.0, terms).sum().item()
+        self._sum += losses.kl_divergence(own_UK, base_UK).sum().item()
         self._position = end
 
     def mean(self) -> float:
@@ -91,8 +91,7 @@ class Comparison:
 
 def _with_rest(log_UC: Tensor, log_UK: Tensor, classes_UK: Tensor) -> Tensor:
     """The chosen classes' log-probabilities, and in a last column that of all others together."""
-    rest_U = log_UC.scatter(1, classes_UK, -torch.inf).logsumexp(-1)
-    return torch.cat([log_UK, rest_U.unsqueeze(1)], dim=1)
+    return torch.cat([log_UK, losses.log_of_rest(log_UC, classes_UK).unsqueeze(1)], dim=1)
 
 
 def drop(metric: Metric, before: float, after: float) -> float:

@@ -1,7 +1,11 @@
-"""Losses as pure functions with an explicit denominator, so that no split of a batch changes loss or gradient."""
+"""Losses as pure functions with an explicit denominator, so that no split of a batch changes loss or gradient.
+
+Legend of tensor shapes: U units (supervised predictions), C classes, K classes chosen among them.
+"""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,3 +17,25 @@ def cross_entropy(logits_UC: Tensor, targets_U: Tensor, denominator: float) -> T
     """
     targets_U = targets_U.clamp(min=-1)
     return F.cross_entropy(logits_UC.float(), targets_U, ignore_index=-1, reduction="sum") / denominator
+
+
+def kl_divergence(first_UC: Tensor, second_UC: Tensor) -> Tensor:
+    """KL(first || second) of each unit [U] in nats, of log-probabilities.
+
+    What the first holds impossible adds nothing.
+    """
+    possible_UC = ~first_UC.isneginf()
+    # Chosen before it is multiplied: 0 times infinity would be NaN, in the gradient if not in the value.
+    ratio_UC = torch.where(possible_UC, first_UC, 0.0) - torch.where(possible_UC, second_UC, 0.0)
+    return (torch.where(possible_UC, first_UC.exp(), 0.0) * ratio_UC).sum(-1)
+
+
+def log_of_rest(logits_UC: Tensor, classes_UK: Tensor) -> Tensor:
+    """Log of the sum of exp over the classes not named [U]."""
+    if classes_UK.shape[-1] == logits_UC.shape[-1]:
+        return logits_UC.new_full(logits_UC.shape[:-1], -torch.inf)
+    others_UC = logits_UC.scatter(-1, classes_UK, -torch.inf)
+    possible_U = ~others_UC.isneginf().all(-1)
+    # logsumexp of nothing has no gradient: NaN would come of it.
+    safe_UC = torch.where(possible_U[:, None], others_UC, 0.0)
+    return torch.where(possible_U, safe_UC.logsumexp(-1), -torch.inf)

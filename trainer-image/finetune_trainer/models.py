@@ -138,6 +138,11 @@ def load_model(auto_class: Any, directory: Path, tokenizer: PreTrainedTokenizerB
     return Loaded(model, tokenizer, frozenset(name for name in names if name in new or name not in inside))
 
 
+def model_files(directory: Path) -> list[Path]:
+    """The files that decide what a model computes: its configuration and its weights, in a fixed order."""
+    return sorted((directory / "config.json", *directory.glob(f"*{weights.SUFFIX}")))
+
+
 def num_parameters(parameters: Any) -> int:
     """How many numbers the parameters hold."""
     return sum(parameter.numel() for parameter in parameters)

@@ -23,7 +23,7 @@ from finetune_trainer.export import check_target, export
 from finetune_trainer.export.card import model_card
 from finetune_trainer.judge import DIVERGENCE, RETENTION, RunState
 from finetune_trainer.loop import TrainingLoop
-from finetune_trainer.models import num_parameters
+from finetune_trainer.models import model_files, num_parameters
 from finetune_trainer.progress import ProgressLog
 from finetune_trainer.stop import StopFlag
 from finetune_trainer.strategies import Tuning, prepare
@@ -83,9 +83,7 @@ def inputs_digest(task: Task, model_directory: Path, tuning: Tuning) -> str:
         for example in examples:
             digest.update(repr(example).encode())
         digest.update(b"/")
-    for path in sorted((model_directory / "config.json", *model_directory.glob("*.safetensors"))):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+    storage.add_files(digest, model_files(model_directory))
     return digest.hexdigest()
 
 

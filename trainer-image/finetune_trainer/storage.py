@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -188,6 +188,13 @@ def _fingerprints(directory: Path) -> dict[str, dict[str, Any]]:
         path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         for path in _files(directory)
     }
+
+
+def add_files(digest: hashlib._Hash, paths: Iterable[Path]) -> None:
+    """Take the contents of files into a digest, in this order."""
+    for path in paths:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
 
 
 def _sha256(path: Path) -> str:

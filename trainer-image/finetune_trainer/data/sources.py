@@ -24,6 +24,11 @@ def model_directory(source: ModelSource, run: Run) -> Path:
     return hub.download_model(source)
 
 
+def model_name(source: ModelSource, directory: Path) -> str:
+    """What a model is found by later: its name on the hub, or the directory it was read from."""
+    return source.uri.removeprefix("hf://") if source.uri.startswith("hf://") else str(directory.resolve())
+
+
 def read_rows(source: DataSource, run: Run, splits: tuple[str, ...] = TRAIN_SPLITS) -> Iterator[Row]:
     """The rows of a data source; `splits` are the hub splits to look for when none is given. Raises TrainerError."""
     if not source.uri.startswith("hf://"):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from finetune_api.v1alpha1.strategy import Divergence
+from finetune_trainer.losses import kl_divergence, log_of_rest
 
 _HALF = 0.5
 
@@ -30,7 +31,7 @@ class TopLogits:
 def top_logits(logits_UC: Tensor, k: int, temperature: float) -> TopLogits:
     """The k largest logits of each unit (all of them, if there are fewer) and the mass of the others."""
     values_UK, classes_UK = logits_UC.float().topk(min(k, logits_UC.shape[-1]), dim=-1)
-    return TopLogits(values_UK, classes_UK, _rest(logits_UC.float() / temperature, classes_UK))
+    return TopLogits(values_UK, classes_UK, log_of_rest(logits_UC.float() / temperature, classes_UK))
 
 
 def divergence(student_UC: Tensor, teacher_UC: Tensor, kind: Divergence, temperature: float) -> Tensor:
@@ -51,42 +52,23 @@ def divergence_of_top(student_UC: Tensor, teacher: TopLogits, kind: Divergence, 
     """
     softened_UC = student_UC.float() / temperature
     student = torch.cat(
-        [softened_UC.gather(-1, teacher.classes_UK), _rest(softened_UC, teacher.classes_UK)[:, None]], -1
+        [softened_UC.gather(-1, teacher.classes_UK), log_of_rest(softened_UC, teacher.classes_UK)[:, None]], -1
     )
     known = torch.cat([teacher.values_UK / temperature, teacher.rest_U[:, None]], -1)
     return _divergence(student.log_softmax(-1), known.log_softmax(-1), kind) * temperature**2
-
-
-def _rest(softened_UC: Tensor, classes_UK: Tensor) -> Tensor:
-    """Log of the sum of exp over the classes not named [U]."""
-    if classes_UK.shape[-1] == softened_UC.shape[-1]:
-        return softened_UC.new_full(softened_UC.shape[:-1], -torch.inf)
-    others_UC = softened_UC.scatter(-1, classes_UK, -torch.inf)
-    possible_U = ~others_UC.isneginf().all(-1)
-    # logsumexp of nothing has no gradient: NaN would come of it.
-    safe_UC = torch.where(possible_U[:, None], others_UC, 0.0)
-    return torch.where(possible_U, safe_UC.logsumexp(-1), -torch.inf)
 
 
 def _divergence(student_UC: Tensor, teacher_UC: Tensor, kind: Divergence) -> Tensor:
     """Of log-probabilities."""
     match kind:
         case Divergence.FORWARD_KL:
-            return _kl(teacher_UC, student_UC)
+            return kl_divergence(teacher_UC, student_UC)
         case Divergence.REVERSE_KL:
-            return _kl(student_UC, teacher_UC)
+            return kl_divergence(student_UC, teacher_UC)
         case Divergence.JENSEN_SHANNON:
             # Agarwal et al. 2023 (2306.13649), section 2, with beta 1/2.
             mixture_UC = _log_mean(student_UC, teacher_UC)
-            return _HALF * _kl(teacher_UC, mixture_UC) + _HALF * _kl(student_UC, mixture_UC)
-
-
-def _kl(first_UC: Tensor, second_UC: Tensor) -> Tensor:
-    """KL(first || second) [U] of log-probabilities; what the first holds impossible adds nothing."""
-    possible_UC = ~first_UC.isneginf()
-    # Chosen before it is multiplied: 0 times infinity would be NaN, in the gradient if not in the value.
-    ratio_UC = torch.where(possible_UC, first_UC, 0.0) - torch.where(possible_UC, second_UC, 0.0)
-    return (torch.where(possible_UC, first_UC.exp(), 0.0) * ratio_UC).sum(-1)
+            return _HALF * kl_divergence(teacher_UC, mixture_UC) + _HALF * kl_divergence(student_UC, mixture_UC)
 
 
 def _log_mean(first_UC: Tensor, second_UC: Tensor) -> Tensor:

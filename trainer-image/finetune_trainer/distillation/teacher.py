@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_api.exit_codes import ExitCode
-from finetune_trainer import weights
+from finetune_trainer import storage, weights
 from finetune_trainer.batching import Batch
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models import check_directory, freeze, load_tokenizer, longest_input
+from finetune_trainer.models import check_directory, freeze, load_tokenizer, longest_input, model_files
 from finetune_trainer.tasks import Task
 
 _FIELD = "spec.strategy.distillation.teacher"
@@ -171,7 +171,5 @@ def _check_head(directory: Path, head: frozenset[str]) -> None:
 
 def _digest(directory: Path, columns: Sequence[int]) -> str:
     digest = hashlib.sha256(repr(list(columns)).encode())
-    for path in sorted((directory / "config.json", *directory.glob(f"*{weights.SUFFIX}"))):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+    storage.add_files(digest, model_files(directory))
     return digest.hexdigest()

@@ -12,9 +12,10 @@ from torch import Tensor
 from finetune_trainer import weights
 
 
-def save_prompt(directory: Path, prompt: Tensor, base: dict[str, Any]) -> None:
-    """Write a prompt [P, E], or a prefix [N, 2, H, P, K], beside the names of its base model in `base`."""
-    shape: dict[str, Any] = {"task_type": peft.TaskType.CAUSAL_LM, "inference_mode": True, **base}
+def save_prompt(directory: Path, prompt: Tensor, base_name: str, revision: str | None) -> None:
+    """Write a prompt [P, E], or a prefix [N, 2, H, P, K], with the name of its base model."""
+    shape: dict[str, Any] = {"task_type": peft.TaskType.CAUSAL_LM, "inference_mode": True}
+    shape |= {"base_model_name_or_path": base_name, "revision": revision}
     config: peft.PromptLearningConfig
     if prompt.ndim == 2:
         num_tokens, width = prompt.shape

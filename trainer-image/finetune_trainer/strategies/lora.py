@@ -16,6 +16,7 @@ from finetune_api.run import Run
 from finetune_api.v1alpha1.job import Task as TaskName
 from finetune_api.v1alpha1.strategy import AdapterStrategy, AdapterType
 from finetune_trainer.adapters.earlier import FINETUNE, body_digest
+from finetune_trainer.data.sources import model_name
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models import Loaded
 from finetune_trainer.optim import Trained
@@ -35,10 +36,8 @@ def prepare_lora(
 ) -> Tuning:
     """Put updates on a model's linear layers and train them with its head. Raises TrainerError."""
     config = _config(strategy, run, loaded)
-    source = run.spec.model
-    on_hub = source.uri.startswith("hf://")
-    config.base_model_name_or_path = source.uri.removeprefix("hf://") if on_hub else str(model_directory.resolve())
-    config.revision = source.revision if on_hub else None
+    config.base_model_name_or_path = model_name(run.spec.model, model_directory)
+    config.revision = run.spec.model.revision
     base_config = copy.deepcopy(loaded.model.config)
     digest = "" if strategy.merge else body_digest(loaded)
     try:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from finetune_api.run import Run
 from finetune_api.v1alpha1.strategy import PromptTuningStrategy, PromptType
+from finetune_trainer.data.sources import model_name
 from finetune_trainer.models import Loaded, longest_input
 from finetune_trainer.optim import Trained
 from finetune_trainer.prompts.encoder import PromptEncoder
@@ -51,7 +51,8 @@ def prepare_prompt_tuning(
         if generates:
             from finetune_trainer.prompts.peft_format import save_prompt  # peft takes seconds to import
 
-            save_prompt(directory, model.prompt().detach(), _base_names(run, model_directory))
+            base = run.spec.model
+            save_prompt(directory, model.prompt().detach(), model_name(base, model_directory), base.revision)
             loaded.model.config.save_pretrained(directory)
             loaded.model.generation_config.save_pretrained(directory)
         else:
@@ -107,11 +108,3 @@ def _trained(model: PromptedModel, head: frozenset[str], run: Run, default_rate:
         elif name.removeprefix("model.") in head:
             trained[name] = Trained(parameter.requires_grad_(True), is_head=True, rate_scale=head_scale)
     return trained
-
-
-def _base_names(run: Run, model_directory: Path) -> dict[str, Any]:
-    """What peft finds the base model by."""
-    source = run.spec.model
-    if source.uri.startswith("hf://"):
-        return {"base_model_name_or_path": source.uri.removeprefix("hf://"), "revision": source.revision}
-    return {"base_model_name_or_path": str(model_directory.resolve())}

@@ -19,6 +19,7 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.run import Run
 from finetune_api.v1alpha1.job import Task as TaskName
 from finetune_api.v1alpha1.strategy import AdapterStrategy, AdapterType, Placement
+from finetune_trainer import storage
 from finetune_trainer.adapters.earlier import EarlierAdapter, body_digest, read_adapters
 from finetune_trainer.adapters.modeling_adapters import (
     AdaptedConfig,
@@ -30,6 +31,7 @@ from finetune_trainer.adapters.modeling_adapters import (
     AdaptedModel,
 )
 from finetune_trainer.data.sources import model_directory as directory_of
+from finetune_trainer.data.sources import model_name
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models import Loaded, load_model
 from finetune_trainer.optim import Trained
@@ -116,8 +118,7 @@ def _earlier(
     strategy: AdapterStrategy, run: Run, loaded: Loaded, model_directory: Path, base_digest: str
 ) -> tuple[list[EarlierAdapter], str]:
     """The adapters of all stackOn entries, each once, and a digest of the files they came from. Raises TrainerError."""
-    source = run.spec.model
-    base_name = source.uri.removeprefix("hf://") if source.uri.startswith("hf://") else str(model_directory.resolve())
+    base_name = model_name(run.spec.model, model_directory)
     stack: list[EarlierAdapter] = []
     digest = hashlib.sha256()
     for number, output in enumerate(strategy.stack_on):
@@ -130,9 +131,8 @@ def _earlier(
                 known = _renamed(one, names, [other.entry["name"] for other in stack])
                 stack.append(known)
             names[one.entry["name"]] = known.entry["name"]
-        for file in sorted(path for path in directory.iterdir() if path.suffix in (".json", ".safetensors")):
-            with file.open("rb") as content:
-                digest.update(hashlib.file_digest(content, "sha256").digest())
+        files = (path for path in directory.iterdir() if path.suffix in (".json", ".safetensors"))
+        storage.add_files(digest, sorted(files))
     return stack, digest.hexdigest() if strategy.stack_on else ""
 
 
