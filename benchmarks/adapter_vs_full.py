@@ -9,8 +9,9 @@ import argparse
 import statistics
 from typing import Any
 
-from harness import as_json, machine, run_job, write_results
+from harness import Runs, mean_and_each, share_trained
 
+RUNS = Runs("adapter_vs_full")
 _DATA = "pvc://examples/data/movies"
 _SPEC: dict[str, Any] = {
     "task": "TextClassification",
@@ -31,25 +32,18 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    """Run every strategy with every seed and print the table."""
+    """Run what has no result yet and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
     options = parser.parse_args()
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in options.strategies}
     for seed in options.seeds:
         # The strategies take turns, so that a change of the machine's speed meets both.
         for name in options.strategies:
             variant = STRATEGIES[name]
             spec = {**_SPEC, **variant, "training": {**variant["training"], "seed": seed}}
-            measured = run_job(spec, f"reviews-{name}")
-            runs[name].append({"seed": seed, **as_json(measured)})
-            print(
-                f"{name} seed {seed}: {measured.result.after['accuracy']:.4f} ({measured.cpu_seconds:.0f} CPU-s)",
-                flush=True,
-            )
-    print(table(runs))
-    print("written:", write_results("adapter_vs_full", {"machine": machine(), "jobs": STRATEGIES, "runs": runs}))
+            RUNS.job(f"{name}/{seed}", spec)
+    print(table(RUNS.of_each(STRATEGIES)))
 
 
 def table(runs: dict[str, list[dict[str, Any]]]) -> str:
@@ -59,13 +53,11 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> str:
         "|---|---|---|---|---|",
     ]
     for name, entries in runs.items():
-        scores = [float(entry["result"]["after"]["accuracy"]) for entry in entries]
+        scores = mean_and_each((float(entry["result"]["after"]["accuracy"]) for entry in entries), digits=4)
         result = entries[0]["result"]
-        share = result["trainableParameters"] / result["totalParameters"]
         cpu = statistics.mean(entry["cpu_seconds"] for entry in entries)
-        each = ", ".join(f"{score:.3f}" for score in scores)
-        mean, majority = statistics.mean(scores), float(result["baseline"])
-        lines.append(f"| {name} | {mean:.4f} ({each}) | {majority:.3f} | {share:.2%} | {cpu:.0f} |")
+        majority = float(result["baseline"])
+        lines.append(f"| {name} | {scores} | {majority:.3f} | {share_trained(result)} | {cpu:.0f} |")
     return "\n".join(lines)
 
 

@@ -12,10 +12,9 @@ import argparse
 import json
 import random
 import statistics
-from pathlib import Path
 from typing import Any
 
-from harness import ASSETS, RESULTS, ROOT, as_json, machine, run_job, write_results
+from harness import ASSETS, ROOT, Runs
 
 NUM_TEACHER_LABELS = 2000
 NUM_FEW_LABELS = 200
@@ -24,8 +23,8 @@ STEPS = 300
 LEARNING_RATE = "5e-4"
 LEARNING_RATE_ALONE = "2e-4"
 """The better one without a teacher: with the other, few labels are overfitted."""
+RUNS = Runs("distillation")
 _DATA = ROOT / "build" / "distillation"
-_NAME = "distillation"
 
 RESPONSE: dict[str, Any] = {"response": {"temperature": "2.0"}}
 FEATURE: dict[str, Any] = {"feature": {"hidden": "MSE"}}
@@ -60,8 +59,7 @@ def main() -> None:
         for seed in options.seeds:
             for variant in options.only:
                 run(variant, data, seed, student(variant, data))
-        print(table(data, known()), flush=True)
-    print("written:", RESULTS / f"{_NAME}.json")
+        print(table(data, RUNS.known()), flush=True)
 
 
 def write_rows(data: str) -> None:
@@ -93,7 +91,7 @@ def student(variant: str, data: str) -> dict[str, Any]:
 
 
 def run(variant: str, data: str, seed: int, job: dict[str, Any]) -> None:
-    """Run a job, unless its result is known."""
+    """Run a job, unless it was."""
     labels, pool, _ = VARIANTS.get(variant, ("teacher", None, {}))
     spec = {
         "task": "TextClassification",
@@ -109,32 +107,14 @@ def run(variant: str, data: str, seed: int, job: dict[str, Any]) -> None:
     }
     if variant == "teacher":
         spec["output"] = {"uri": f"pvc://made/{data}/teacher-model"}
-    figures = known()
-    name = f"{data}/{variant}/{seed}"
-    if figures["runs"].get(name, {}).get("job") == spec and (variant != "teacher" or _teacher(data).exists()):
-        return
-    measured = run_job(spec, f"distillation-{variant}", volumes={"made": _DATA})
-    figures = known()  # again: another process may have run other variants meanwhile
-    figures["runs"][name] = {"job": spec, **as_json(measured)}
-    write_results(_NAME, figures)
-    print(f"{name}: {measured.result.after['accuracy']:.4f} ({measured.cpu_seconds:.0f} CPU-s)", flush=True)
+    left = _DATA / data / "teacher-model" if variant == "teacher" else None
+    RUNS.job(f"{data}/{variant}/{seed}", spec, {"made": _DATA}, left)
 
 
-def _teacher(data: str) -> Path:
-    return _DATA / data / "teacher-model"
-
-
-def known() -> dict[str, Any]:
-    """The results so far."""
-    path = RESULTS / f"{_NAME}.json"
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"runs": {}}
-    return {**found, "machine": machine()}
-
-
-def table(data: str, figures: dict[str, Any]) -> str:
+def table(data: str, runs: dict[str, Any]) -> str:
     """The figures of one data set as Markdown; gains are over the student without a teacher in as many steps."""
     scores: dict[str, list[float]] = {}
-    for name, entry in figures["runs"].items():
+    for name, entry in runs.items():
         of_data, variant, _ = name.split("/")
         if of_data == data:
             scores.setdefault(variant, []).append(float(entry["result"]["after"]["accuracy"]))

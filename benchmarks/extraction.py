@@ -9,8 +9,9 @@ import argparse
 import statistics
 from typing import Any
 
-from harness import as_json, machine, run_job, write_results
+from harness import Runs, mean_and_each, share_trained
 
+RUNS = Runs("extraction")
 _MODEL = {"uri": "pvc://examples/models/minilm"}
 _ADAPTER = {"adapter": {"type": "Bottleneck", "reductionFactor": 16}}
 
@@ -32,27 +33,20 @@ JOBS: dict[str, dict[str, Any]] = {
     "tags-full": _job("TokenClassification", "addresses", {"full": {}}, 4, "2e-4"),
     "tags-adapter": _job("TokenClassification", "addresses", _ADAPTER, 4, "3e-3"),
     "answers-full": _job("QuestionAnswering", "address-questions", {"full": {}}, 2, "2e-4"),
+    "answers-adapter": _job("QuestionAnswering", "address-questions", _ADAPTER, 2, "3e-3"),
 }
 
 
 def main() -> None:
-    """Run every job with every seed and print the table."""
+    """Run what has no result yet and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
     options = parser.parse_args()
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in options.jobs}
     for seed in options.seeds:
         for name in options.jobs:
-            spec = {**JOBS[name], "training": {**JOBS[name]["training"], "seed": seed}}
-            measured = run_job(spec, name)
-            runs[name].append({"seed": seed, **as_json(measured)})
-            after = ", ".join(f"{metric} {value:.4f}" for metric, value in measured.result.after.items())
-            print(f"{name} seed {seed}: {after} ({measured.cpu_seconds:.0f} CPU-s)", flush=True)
-        jobs = {name: JOBS[name] for name in options.jobs}
-        path = write_results("extraction", {"machine": machine(), "jobs": jobs, "runs": runs})
-    print(table(runs))
-    print("written:", path)
+            RUNS.job(f"{name}/{seed}", {**JOBS[name], "training": {**JOBS[name]["training"], "seed": seed}})
+    print(table(RUNS.of_each(JOBS)))
 
 
 def table(runs: dict[str, list[dict[str, Any]]]) -> str:
@@ -63,18 +57,15 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> str:
     ]
     for name, entries in runs.items():
         result = entries[0]["result"]
-        share = result["trainableParameters"] / result["totalParameters"]
         cpu = statistics.mean(entry["cpu_seconds"] for entry in entries)
         for metric in result["after"]:
             if metric not in ("entityF1", "accuracy", "f1", "exactMatch"):
                 continue
-            scores = [float(entry["result"]["after"][metric]) for entry in entries]
+            scores = mean_and_each(float(entry["result"]["after"][metric]) for entry in entries)
             before = statistics.mean(float(entry["result"]["before"][metric]) for entry in entries)
-            each = ", ".join(f"{score:.3f}" for score in scores)
             baseline = f"{float(result['baseline']):.3f}" if metric == result["metric"] else ""
             lines.append(
-                f"| {name} | {metric} | {statistics.mean(scores):.3f} ({each}) | {before:.3f} | {baseline} "
-                f"| {share:.2%} | {cpu:.0f} |"
+                f"| {name} | {metric} | {scores} | {before:.3f} | {baseline} | {share_trained(result)} | {cpu:.0f} |"
             )
     return "\n".join(lines)
 

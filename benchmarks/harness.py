@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import json
 import os
 import platform
+import re
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -107,6 +111,63 @@ def write_results(name: str, figures: dict[str, Any]) -> Path:
 def as_json(measured: Measured) -> dict[str, Any]:
     """A measurement as JSON."""
     return {**asdict(measured), "result": measured.result.to_json()}
+
+
+class Runs:
+    """A benchmark's runs by name, in its file of results as soon as each has ended.
+
+    A run that is there is not made again; several processes may share the work.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def known(self) -> dict[str, Any]:
+        """The runs so far."""
+        path = RESULTS / f"{self._name}.json"
+        return dict(json.loads(path.read_text())["runs"]) if path.exists() else {}
+
+    def of_each(self, groups: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
+        """The runs of each group, of those that have any: runs are named `<group>/<seed>`."""
+        known = self.known()
+        found = {group: [run for name, run in known.items() if name.rpartition("/")[0] == group] for group in groups}
+        return {group: runs for group, runs in found.items() if runs}
+
+    def job(
+        self, key: str, spec: dict[str, Any], volumes: Mapping[str, Path] | None = None, left: Path | None = None
+    ) -> None:
+        """Run a job, unless it was and what it must have left is there; the job is stored with its figures."""
+        if self.known().get(key, {}).get("job") == spec and (left is None or left.exists()):
+            return
+        name = re.sub("[^a-z0-9]+", "-", f"{self._name}-{key}".lower()).strip("-")
+        measured = run_job(spec, name, volumes)
+        self.put(key, {"job": spec, **as_json(measured)})
+        after = ", ".join(f"{metric} {value:.4f}" for metric, value in measured.result.after.items())
+        print(f"{key}: {after} ({measured.cpu_seconds:.0f} CPU-s)", flush=True)
+
+    def put(self, key: str, run: dict[str, Any]) -> None:
+        """Write a run into the file."""
+        with _locked(Path(tempfile.gettempdir(), f"{self._name}.lock")):
+            runs = {**self.known(), key: run}
+            write_results(self._name, {"machine": machine(), "runs": dict(sorted(runs.items()))})
+
+
+def mean_and_each(values: Iterable[float], digits: int = 3) -> str:
+    """A mean and what it is of, for a cell of a table."""
+    each = list(values)
+    return f"{statistics.mean(each):.{digits}f} ({', '.join(f'{value:.3f}' for value in each)})"
+
+
+def share_trained(result: Mapping[str, Any]) -> str:
+    """The share of a result's parameters that was trained, for a cell of a table."""
+    return f"{result['trainableParameters'] / result['totalParameters']:.2%}"
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _cpu_info() -> list[str]:

@@ -8,18 +8,15 @@ Usage: python benchmarks/prompt_tuning.py [--seeds 1 2 3] [--only head vocabular
 from __future__ import annotations
 
 import argparse
-import contextlib
-import fcntl
 import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from harness import ASSETS, RESULTS, machine, write_results
+from harness import ASSETS, Runs, mean_and_each
 
 from finetune_api.run import Run
 from finetune_trainer import device as devices
@@ -38,7 +35,7 @@ BATCH_SIZE = 16
 NUM_VIRTUAL_TOKENS = 10
 # A head alone learns too little at the rate that suits it beside a prompt; the baseline gets its best of 1e-3 and 1e-2.
 HEAD_ALONE_RATE = "1e-2"
-_NAME = "prompt_tuning"
+RUNS = Runs("prompt_tuning")
 _MODEL = ASSETS / "models" / "minilm"
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "head": None,
@@ -60,14 +57,12 @@ def main() -> None:
     devices.set_threads()
     for seed in options.seeds:
         for variant in options.only:
-            if f"{variant}/{seed}" not in known():
+            name = f"{variant}/{seed}"
+            if name not in RUNS.known():
                 result = train(variant, seed)
-                with results() as runs:
-                    runs[f"{variant}/{seed}"] = result
-                print(
-                    f"{variant} seed {seed}: {result['after']['accuracy']:.3f} ({result['cpu_seconds']} s)", flush=True
-                )
-    print(table(known()))
+                RUNS.put(name, result)
+                print(f"{name}: {result['after']['accuracy']:.3f} ({result['cpu_seconds']} CPU-s)", flush=True)
+    print(table(RUNS.of_each(VARIANTS)))
 
 
 def train(variant: str, seed: int) -> dict[str, Any]:
@@ -120,38 +115,14 @@ def head_alone(loaded: Loaded) -> Tuning:
     return Tuning(loaded.model, trained, float(HEAD_ALONE_RATE), lambda _: None, "transformers")
 
 
-def known() -> dict[str, Any]:
-    """The results so far, by variant and seed."""
-    path = RESULTS / f"{_NAME}.json"
-    runs: dict[str, Any] = json.loads(path.read_text())["runs"] if path.exists() else {}
-    return runs
-
-
-@contextlib.contextmanager
-def results() -> Iterator[dict[str, Any]]:
-    """The results, to add to; two processes may share the work by seeds."""
-    with Path(tempfile.gettempdir(), f"{_NAME}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        runs = known()
-        yield runs
-        jobs = {"steps": STEPS, "batch_size": BATCH_SIZE, "virtual_tokens": NUM_VIRTUAL_TOKENS, "variants": VARIANTS}
-        write_results(_NAME, {"machine": machine(), "jobs": jobs, "runs": dict(sorted(runs.items()))})
-
-
-def table(runs: dict[str, Any]) -> str:
+def table(runs: dict[str, list[dict[str, Any]]]) -> str:
     """The figures as Markdown."""
     lines = ["| start | accuracy, mean (each seed) | loss | trained numbers | rate |", "|---|---|---|---|---|"]
-    for variant in VARIANTS:
-        entries = [run for name, run in sorted(runs.items()) if name.partition("/")[0] == variant]
-        if entries:
-            scores = [entry["after"]["accuracy"] for entry in entries]
-            loss = statistics.mean(entry["after"]["loss"] for entry in entries)
-            each = ", ".join(f"{score:.3f}" for score in scores)
-            first = entries[0]
-            lines.append(
-                f"| {variant} | {statistics.mean(scores):.3f} ({each}) | {loss:.3f} | {first['trained']:,} | "
-                f"{first['learning_rate']:g} |"
-            )
+    for variant, entries in runs.items():
+        scores = mean_and_each(entry["after"]["accuracy"] for entry in entries)
+        loss = statistics.mean(entry["after"]["loss"] for entry in entries)
+        first = entries[0]
+        lines.append(f"| {variant} | {scores} | {loss:.3f} | {first['trained']:,} | {first['learning_rate']:g} |")
     return "\n".join(lines)
 
 

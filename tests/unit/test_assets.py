@@ -238,7 +238,7 @@ def test_assets_are_made_from_cached_wheels(dest: Path, capsys: pytest.CaptureFi
     assert "trec/train.jsonl: 90 rows: LOC 90 (100.0%)" in capsys.readouterr().out
     names = {path.relative_to(dest / "models/minilm").as_posix() for path in dest.rglob("models/minilm/**/*.*")}
     assert names == set(fetch_assets.MODEL_FILES)
-    for name, train in (("tweets", 20), ("movies", 20), ("trec", 90)):
+    for name, train in (("tweets", 20), ("products", 20), ("news", 20), ("movies", 20), ("trec", 90)):
         for side, count in (("train", train), ("evaluation", 10)):
             rows = rows_in(dest / f"data/{name}/{side}.jsonl")
             assert [sorted(row) for row in rows] == [["label", "text"]] * count
