@@ -357,6 +357,7 @@ _RULE_BREAKERS: list[tuple[str, str, Path, Any]] = [
     ("everything-of-full", "spec.data.splitFraction", ("spec", "data", "splitFraction"), "0.5"),
     ("minimal", "spec.output.uri", ("spec", "output", "uri"), "hf://owner/name"),
     ("minimal", "spec.output.createClaim", ("spec", "output", "createClaim"), {"size": "1Gi"}),
+    ("minimal", "spec.output.uri", ("spec", "resources"), {"nodes": 2}),
     ("minimal", "spec.strategy", ("spec", "strategy"), {}),
     ("minimal", "spec.strategy", ("spec", "strategy", "auto"), {}),
     ("lora", "spec.strategy.adapter", ("spec", "strategy", "adapter", "placement"), "Houlsby"),
@@ -399,12 +400,23 @@ _RULE_BREAKERS: list[tuple[str, str, Path, Any]] = [
     ("distillation", "spec.strategy.distillation.taskSteps", ("spec", "training"), {"maxSteps": 100}),
     ("empty-objects", "spec.training.microBatchSize", ("spec", "training"), {"microBatchSize": 31}),
     ("auto", "spec.training.maxSteps", ("spec", "training", "epochs"), 1),
+    ("auto", "spec.training.learningRate", ("spec", "training", "learningRate"), "1e-4"),
     ("minimal", "spec.training.microBatchSize", ("spec", "training", "microBatchSize"), 33),
     ("everything-of-full", "spec.pod.tolerations[0].value",
      ("spec", "pod", "tolerations", 0, "operator"), "Exists"),
-    ("minimal", "spec.pod.labels", ("spec", "pod", "labels"), {"finetune-operator.io/job-name": "other"}),
+    *(
+        ("minimal", "spec.pod.labels", ("spec", "pod", "labels"), {label: "other"})
+        for label in ("finetune-operator.io/job-name", "app.kubernetes.io/name", "batch.kubernetes.io/job-name",
+                      "kueue.x-k8s.io/queue-name", "job-name", "controller-uid", "k8s.io/x")
+    ),
+    ("minimal", "spec.pod.priorityClassName", ("spec", "pod", "priorityClassName"), "system-node-critical"),
     ("minimal", "spec.pod.envFromSecrets", ("spec", "pod", "envFromSecrets"),
-     [{"name": "A", "secret": "a", "key": "a"}, {"name": "A", "secret": "b", "key": "b"}]),
+     [{"name": "A_KEY", "secret": "a", "key": "a"}, {"name": "A_KEY", "secret": "b", "key": "b"}]),
+    *(
+        ("minimal", "spec.pod.envFromSecrets[0].name", ("spec", "pod", "envFromSecrets"),
+         [{"name": name, "secret": "a", "key": "a"}])
+        for name in ("LD_PRELOAD", "PYTHONPATH", "HOME", "HF_ENDPOINT", "MASTER_ADDR", "JOB_COMPLETION_INDEX", "_KEYS")
+    ),
     ("lora", "spec.strategy.adapter.targetModules", ("spec", "strategy", "adapter", "targetModules"), ["q", "q"]),
     *(
         (name, "spec.data.columns", ("spec", "data", "columns", column), "x")

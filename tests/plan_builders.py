@@ -113,8 +113,8 @@ class ChildBuilder:
         self.body["status"]["startTime"] = text_of(moment)
         return self
 
-    def complete(self, moment: datetime = NOW) -> Self:
-        return self._ends("Complete", moment, "CompletionsReached", "Reached expected number of succeeded pods")
+    def complete(self, moment: datetime = NOW, type_: str = "Complete") -> Self:
+        return self._ends(type_, moment, "CompletionsReached", "Reached expected number of succeeded pods")
 
     def fails(
         self,
@@ -236,7 +236,7 @@ def make_pod(number: int = 0) -> PodBuilder:
         "creationTimestamp": text_of(at(number)),
         "labels": names.labels(KEY.name),
     }
-    return PodBuilder({"metadata": metadata, "status": {"phase": "Pending"}}).of(CHILD_UID)
+    return PodBuilder({"metadata": metadata, "status": {"phase": "Pending"}}).of(CHILD_UID).node(0)
 
 
 def make_word(code: ExitCode, message: str = "", hint: str = "", **fields: Progress | Result | None) -> str:

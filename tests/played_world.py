@@ -44,6 +44,7 @@ def _said(code: ExitCode, message: str) -> Try:
 
 COMPLETES = _said(ExitCode.COMPLETE, "done")
 EVICTED = Try(reason="Evicted")
+LOSES_PEERS = _said(ExitCode.PEER_LOST, "a peer ended")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Fate:
     tries: tuple[Try, ...] = (COMPLETES,)
     spec: dict[str, Any] = field(default_factory=dict)
     """What its user wants in the end."""
+    peers: tuple[tuple[Try, ...], ...] = ()
+    """The tries of its other nodes: the nth of each goes with the nth of the first."""
     admitted: bool = True
     """Whether Kueue admits it."""
     squatted: bool = False
@@ -73,11 +76,27 @@ FATES: dict[str, Fate] = {
     "no-image": Fate(Phase.PENDING, (Try(stuck="ErrImagePull"),)),
     "runs": Fate(Phase.RUNNING, (Try(stuck="Running"),)),
     "suspended": Fate(Phase.SUSPENDED, (Try(stuck="Running"),), {"suspend": True}),
-    "refused": Fate(Phase.FAILED, spec={"strategy": {"auto": {}}}),
+    "refused": Fate(Phase.FAILED, spec={"model": {"uri": "s3://bucket/model"}}),
     "squatted": Fate(Phase.PENDING, squatted=True),
     "queued": Fate(Phase.QUEUED, spec={"queueName": "research"}, admitted=False),
     "admitted": Fate(Phase.COMPLETE, spec={"queueName": "research"}),
     "held": Fate(Phase.SUSPENDED, (Try(stuck="Running"),), {"queueName": "research", "suspend": True}),
+    "two-nodes": Fate(Phase.COMPLETE, (COMPLETES,), peers=((Try(0),),)),
+    "peer-killed": Fate(
+        Phase.COMPLETE,
+        (LOSES_PEERS, LOSES_PEERS, COMPLETES),
+        {"backoffLimit": 2},
+        peers=((Try(137), Try(137), Try(0)),),
+    ),
+    "first-evicted": Fate(
+        Phase.COMPLETE, (EVICTED, COMPLETES), {"backoffLimit": 0}, peers=((LOSES_PEERS, Try(0)), (EVICTED, Try(0)))
+    ),
+    "by-turns": Fate(
+        Phase.FAILED, (LOSES_PEERS, Try(1)), {"backoffLimit": 1}, peers=((Try(137), LOSES_PEERS), (LOSES_PEERS,) * 2)
+    ),
+    "peer-bad-data": Fate(Phase.FAILED, (LOSES_PEERS,), peers=((_said(ExitCode.DATA_INVALID, "no rows"),),)),
+    "peer-no-node": Fate(Phase.PENDING, (Try(stuck="Running"),), peers=((Try(stuck="Unschedulable"),),)),
+    "two-suspended": Fate(Phase.SUSPENDED, (Try(stuck="Running"),), {"suspend": True}, ((Try(stuck="Running"),),)),
     "short-lived": Fate(None, spec={"ttlSecondsAfterFinished": 20}),
     "deleted": Fate(None, (Try(stuck="Running"),), deleted=True),
 }
@@ -111,7 +130,7 @@ class PlayedWorld:
         for name, fate in self._fates.items():
             if fate.squatted:
                 self._cluster.add(JOBS, {"metadata": {"name": name, "namespace": NAMESPACE}, "spec": {"suspend": True}})
-            job = make_job(name).spec(**fate.spec).obj()
+            job = make_job(name).spec(resources={"nodes": 1 + len(fate.peers)}, **fate.spec).obj()
             if suspended:
                 job["spec"]["suspend"] = True
             self._cluster.add(FINE_TUNE_JOBS, {"metadata": _metadata(name), "spec": job["spec"]})
@@ -141,6 +160,8 @@ class PlayedWorld:
         self._cluster.collect_garbage()
         for pod in self._cluster.objects(PODS):
             self._move_pod(pod)
+        for name in self._fates:
+            self._train(name)
         for job in self._cluster.objects(JOBS):
             name = job["metadata"]["name"]
             if any(owner.get("controller") for owner in job["metadata"].get("ownerReferences", ())):
@@ -161,7 +182,7 @@ class PlayedWorld:
             return
         actions = [_action(job, pod) for pod in pods if pod["status"]["phase"] == "Failed"]
         failed = actions.count("Count")
-        if any(pod["status"]["phase"] == "Succeeded" for pod in pods):
+        if any(pod["status"]["phase"] == "Succeeded" and _index(pod) == 0 for pod in pods):
             self._end(job, "Complete", "CompletionsReached")
         elif _condition(job, "FailureTarget"):
             self._end(job, "Failed", "PodFailurePolicy")
@@ -181,14 +202,16 @@ class PlayedWorld:
         elif job["spec"]["suspend"]:
             for pod in living:
                 self._cluster.begin_deletion(PODS, pod)
-        elif not living:
-            self._add_pod(name, job)
+        else:
+            for index in set(range(job["spec"]["completions"])) - {_index(pod) for pod in living}:
+                self._add_pod(name, job, index)
 
-    def _add_pod(self, name: str, job: Object) -> None:
+    def _add_pod(self, name: str, job: Object, index: int) -> None:
         self._pods += 1
         labels = dict(job["spec"]["template"]["metadata"]["labels"])
         owner = {"kind": "Job", "uid": job["metadata"]["uid"], "controller": True}
-        metadata = {**_metadata(f"{name}-0-{self._pods}"), "labels": labels, "ownerReferences": [owner]}
+        metadata = {**_metadata(f"{name}-{index}-{self._pods}"), "labels": labels, "ownerReferences": [owner]}
+        metadata["annotations"] = {"batch.kubernetes.io/job-completion-index": str(index)}
         self._cluster.add(PODS, {"metadata": metadata, "spec": {}, "status": {"phase": "Pending"}})
 
     def _end(self, job: Object, type_: str, reason: str) -> None:
@@ -205,28 +228,37 @@ class PlayedWorld:
             return
         if _has_ended(pod):
             return
-        name = pod["metadata"]["labels"]["app.kubernetes.io/instance"]
-        tries = self._fates[name].tries
-        now_try = tries[min(self._ended[name], len(tries) - 1)]
-        age = self._ages[pod["metadata"]["uid"]] = self._ages.get(pod["metadata"]["uid"], 0) + 1
+        now_try = self._try_of(pod)
         if now_try.stuck in ("Unschedulable", "ErrImagePull"):
             self._cluster.change(PODS, pod, lambda new: new.update(status=_stuck(now_try.stuck)))
-        elif age <= RUNNING_TICKS or now_try.stuck == "Running":
+        elif pod["status"]["phase"] != "Running":
             running = {"running": {"startedAt": _text(self._now())}}
-            if pod["status"]["phase"] != "Running":
-                self._cluster.change(PODS, pod, lambda new: new.update(status=_status("Running", running)))
+            self._cluster.change(PODS, pod, lambda new: new.update(status=_status("Running", running)))
+
+    def _train(self, name: str) -> None:
+        """As the trainers of a job: they wait for each other, work together, and end together."""
+        pods = [pod for pod in self._cluster.objects(PODS) if _instance(pod) == name and _is_at_work(pod)]
+        if {_index(pod) for pod in pods} != set(range(1 + len(self._fates[name].peers))):
+            return
+        first = min(pods, key=_index)
+        uid = first["metadata"]["uid"]
+        age = self._ages[uid] = self._ages.get(uid, 0) + 1
+        if age <= RUNNING_TICKS or self._try_of(first).stuck:
             self._report(Key(NAMESPACE, name), min(50, 10 * age))
-        else:
-            self._ended[name] += 1
-            self._cluster.change(PODS, pod, lambda new: new.update(status=_end_of(now_try, self._now())))
+            return
+        ends = [(pod, _end_of(self._try_of(pod), self._now())) for pod in pods]
+        self._ended[name] += 1
+        for pod, status in ends:
+            self._cluster.change(PODS, pod, lambda new, status=status: new.update(status=status))
+
+    def _try_of(self, pod: Object) -> Try:
+        fate = self._fates[_instance(pod)]
+        tries = (fate.tries, *fate.peers)[_index(pod)]
+        return tries[min(self._ended[_instance(pod)], len(tries) - 1)]
 
     def _judge_pods(self) -> None:
-        """Two trainers of one job must never be at work at once."""
-        at_work = [
-            pod["metadata"]["labels"]["app.kubernetes.io/instance"]
-            for pod in self._cluster.objects(PODS)
-            if pod["status"]["phase"] == "Running"
-        ]
+        """Two trainers of one node must never be at work at once."""
+        at_work = [(_instance(pod), _index(pod)) for pod in self._cluster.objects(PODS) if _is_at_work(pod)]
         assert len(at_work) == len(set(at_work)), at_work
 
 
@@ -240,6 +272,18 @@ def _text(moment: datetime) -> str:
 
 def _owner(pod: Object) -> str:
     return next((owner["uid"] for owner in pod["metadata"]["ownerReferences"]), "")
+
+
+def _instance(pod: Object) -> str:
+    return str(pod["metadata"]["labels"]["app.kubernetes.io/instance"])
+
+
+def _index(pod: Object) -> int:
+    return int(pod["metadata"]["annotations"]["batch.kubernetes.io/job-completion-index"])
+
+
+def _is_at_work(pod: Object) -> bool:
+    return bool(pod["status"]["phase"] == "Running")
 
 
 def _has_ended(pod: Object) -> bool:

@@ -148,7 +148,7 @@ class _Replica:
         self.feed = Feed(self.store, self.queue)
         self._cluster = cluster
         metrics = OperatorMetrics(CollectorRegistry())
-        reconciler = Reconciler(self.store, cluster, SETTINGS, clock.now, applied=metrics.plan_applied)
+        reconciler = Reconciler(self.store, cluster, lambda: SETTINGS, clock.now, applied=metrics.plan_applied)
         self._workers = Workers(self.queue, reconciler, metrics, 4)
 
     async def run(self) -> None:

@@ -6,12 +6,14 @@ from datetime import UTC, datetime
 
 from finetune_api.v1alpha1.status import (
     CheckpointStatus,
+    ChosenStrategy,
     Condition,
     ConditionStatus,
     FineTuneJobStatus,
     Phase,
     Progress,
     Result,
+    StrategyChoice,
 )
 
 TIME = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -52,6 +54,7 @@ def full_status() -> FineTuneJobStatus:
             evaluation={"accuracy": 0.5, "loss": 1e-12, "retentionAccuracy": 0.25, "klToBase": 0.03125},
             forgetting=0.75,
             last_checkpoint=CheckpointStatus(step=40, time=TIME),
+            choice=StrategyChoice(strategy=ChosenStrategy.BOTTLENECK, reason="only 100 training rows"),
             updated=TIME.replace(microsecond=123456),
         ),
         result=Result(

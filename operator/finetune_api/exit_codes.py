@@ -23,6 +23,7 @@ class ExitCode(IntEnum):
     NETWORK_UNAVAILABLE = 41
     WORK_DIRECTORY_BUSY = 42
     HANG = 43
+    PEER_LOST = 44
     STOPPED = 143
 
     @property
@@ -40,7 +41,9 @@ class ExitCode(IntEnum):
         """Whether a cluster starts the job again, in words."""
         if self is ExitCode.COMPLETE or self.permanent:
             return "no"
-        return "yes, not counted" if self is ExitCode.STOPPED else "up to `spec.backoffLimit` times"
+        return (
+            "yes, not counted" if self in (ExitCode.PEER_LOST, ExitCode.STOPPED) else "up to `spec.backoffLimit` times"
+        )
 
     @property
     def explanation(self) -> str:
@@ -64,6 +67,7 @@ _EXPLANATIONS = {
     ExitCode.NETWORK_UNAVAILABLE: "A hub or store could not be reached.",
     ExitCode.WORK_DIRECTORY_BUSY: "Another trainer is at work in the same directory.",
     ExitCode.HANG: "No step was finished for too long.",
+    ExitCode.PEER_LOST: "Another process of the job ended or did not answer; its end counts, not this one.",
     ExitCode.STOPPED: "Stopped by a signal after saving a checkpoint; the next run resumes from it.",
 }
 
@@ -77,13 +81,14 @@ happened and what to do.
 
 - **10 to 29** would happen again with the same manifest and the same data, so nothing is retried: a retry would only
   burn hours of a GPU. **40 to 59** may pass when the disk, the network or the neighbour has changed. **143** is no
-  failure: a checkpoint was saved, and the next run goes on from it. **1** is a defect of the trainer or of the
+  failure: a checkpoint was saved, and the next run goes on from it. Nor is **44** counted: the process that was lost
+  tells why. **1** is a defect of the trainer or of the
   machine; because nobody can tell which, it is tried again. So is every code that is not listed, such as 137, where
   the kernel killed the trainer, most often because memory ran out.
 - **`finetune run`** ends with the code of the first job that is not Complete, and with 0 only when every job is; it
   starts nothing again by itself. **`finetune validate`** ends with 0 or 10. Both end with 2 for a wrong command line.
-- **On a cluster** the codes are the Job's `podFailurePolicy`: a permanent one fails the job at once, 143 and evictions
-  are ignored, and everything else counts against `spec.backoffLimit`.
+- **On a cluster** the codes are the Job's `podFailurePolicy`: a permanent one fails the job at once, 44, 143 and
+  evictions are ignored, and everything else counts against `spec.backoffLimit`.
 
 """
 

@@ -8,9 +8,9 @@ from finetune_api.problems import Problem
 from finetune_api.v1alpha1 import FineTuneJobSpec
 
 _NOT_YET = "part of the contract, but not run by this release yet"
+_COMPARED = "use 1, or set relation.distance and relation.angle to 0: they compare all rows of a batch in one process"
 
 UNSUPPORTED: tuple[tuple[str, Callable[[FineTuneJobSpec], bool], str], ...] = (
-    ("strategy.auto", lambda spec: spec.strategy.auto is not None, "use full or adapter"),
     (
         "strategy.adapter.stackOn",
         lambda spec: spec.strategy.adapter is not None
@@ -23,8 +23,8 @@ UNSUPPORTED: tuple[tuple[str, Callable[[FineTuneJobSpec], bool], str], ...] = (
         and spec.strategy.distillation.teacher.uri.startswith(("s3://", "https://")),
         "use hf://, pvc:// or file://",
     ),
-    ("resources.nodes", lambda spec: spec.resources.nodes > 1, "use 1"),
-    ("resources.gpusPerNode", lambda spec: spec.resources.gpus_per_node > 1, "use 0 or 1"),
+    ("resources.nodes", lambda spec: spec.resources.nodes > 1 and _compares_samples(spec), _COMPARED),
+    ("resources.gpusPerNode", lambda spec: spec.resources.gpus_per_node > 1 and _compares_samples(spec), _COMPARED),
     ("model.uri", lambda spec: spec.model.uri.startswith(("s3://", "https://")), "use hf://, pvc:// or file://"),
     ("data.train.uri", lambda spec: spec.data.train.uri.startswith(("s3://", "https://")),
      "use hf://datasets/, pvc:// or file://"),
@@ -43,6 +43,10 @@ UNSUPPORTED: tuple[tuple[str, Callable[[FineTuneJobSpec], bool], str], ...] = (
      "use hf://datasets/, pvc:// or file://"),
     ("output.uri", lambda spec: spec.output.uri.startswith("s3://"), "use pvc:// or file://"),
 )  # fmt: skip
+
+
+def _compares_samples(spec: FineTuneJobSpec) -> bool:
+    return spec.strategy.distillation is not None and spec.strategy.distillation.compares_samples()
 
 
 def unsupported(spec: FineTuneJobSpec) -> list[Problem]:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from finetune_api.manifest import parse_spec
-from finetune_operator.plan.builders.job import build_job
-from finetune_operator.plan.builders.service import build_service
-from finetune_operator.plan.run import make_run
-from finetune_operator.plan.settings import PodSettings
-from operator_jobs import events_of, job, run_to_completion
-from testbed.client import Client, RequestError, eventually
+from finetune_api.exit_codes import ExitCode
+from operator_jobs import COMPLETE, events_of, job, run_to_completion
+from testbed.client import Object, RequestError, eventually
 from testbed.cluster import Cluster, Namespace
 from testbed.operator_process import OperatorProcess
 
@@ -83,6 +79,7 @@ def test_deleted_job_leaves_nothing_but_the_output_claim(cluster: Cluster, names
     eventually(lambda: everything_in(cluster, namespace) == left, "only the claim is left", 60)
 
 
+@pytest.mark.security(13)
 def test_claim_that_exists_is_used_as_it_is(cluster: Cluster, namespace: Namespace) -> None:
     namespace.volume("models")
     before = cluster.client.get(namespace.path("persistentvolumeclaims", "models"))["metadata"]["uid"]
@@ -100,6 +97,7 @@ def test_ended_job_is_deleted_after_its_time_to_live(cluster: Cluster, namespace
     eventually(lambda: not everything_in(cluster, namespace), "nothing is left", 60)
 
 
+@pytest.mark.security(13)
 def test_foreign_job_under_the_name_is_not_touched_and_the_condition_says_so(
     cluster: Cluster, namespace: Namespace, operator: OperatorProcess
 ) -> None:
@@ -147,25 +145,96 @@ def test_changes_that_are_honoured_reach_the_job(cluster: Cluster, namespace: Na
     eventually(observed, "the new generation is observed")
 
 
-def test_nodes_of_a_job_find_each_other_by_the_headless_service(
-    cluster: Cluster, namespace: Namespace, operator: OperatorProcess
-) -> None:
-    """By what the builders make, sent with the operator's own rights: this release starts no job on several nodes."""
-    owner = namespace.apply(job(resources={"gpusPerNode": 0, "nodes": 2}), "wide")
-    namespace.until("wide", "Failed", "SpecInvalid")
-    run = make_run(namespace.name, "wide", owner["metadata"]["uid"], parse_spec(owner["spec"]))
-    service = build_service(run)
-    assert service is not None
-    as_operator = Client(cluster.server, operator.token)
-    as_operator.create(namespace.path("services"), service)
-    as_operator.create(namespace.child_path(), build_job(run, PodSettings(trainer_image="trainer:test")))
-    eventually(lambda: len(namespace.pods("wide")) == 2, "a pod for each node")
+def test_nodes_of_a_job_find_each_other_by_the_headless_service(cluster: Cluster, namespace: Namespace) -> None:
+    service = apply_wide(cluster, namespace, "wide")["metadata"]["name"]
     pods = namespace.pods("wide")
-    assert {pod["spec"]["subdomain"] for pod in pods} == {"wide-nodes"}
+    assert {pod["spec"]["subdomain"] for pod in pods} == {service}
     assert {pod["spec"]["hostname"] for pod in pods} == {"wide-0", "wide-1"}
+    assert {variable(pod, "MASTER_ADDR") for pod in pods} == {f"wide-0.{service}"}
+    indexes = [pod["metadata"]["annotations"]["batch.kubernetes.io/job-completion-index"] for pod in pods]
+    assert sorted(indexes) == ["0", "1"]
     for number, pod in enumerate(pods):
         cluster.kubelet.run(pod, address=f"10.0.0.{number + 1}")
     eventually(lambda: endpoints(cluster, namespace) == {"wide-0", "wide-1"}, "both pods are behind the Service")
+    namespace.until("wide", "Running")
+
+
+def test_job_under_the_name_of_one_just_deleted_has_a_service_of_its_own(
+    cluster: Cluster, namespace: Namespace
+) -> None:
+    first = apply_wide(cluster, namespace, "again")
+    cluster.client.delete(namespace.job_path("again"))
+    eventually(lambda: cluster.client.find(namespace.job_path("again")) is None, "the FineTuneJob is gone")
+    second = apply_wide(cluster, namespace, "again")
+    assert second["metadata"]["uid"] != first["metadata"]["uid"]
+    gone = namespace.path("services", first["metadata"]["name"])
+    eventually(lambda: cluster.client.find(gone) is None, "the first one's Service is gone", 60)
+    assert {pod["spec"]["subdomain"] for pod in namespace.pods("again")} == {second["metadata"]["name"]}
+    assert cluster.client.find(namespace.path("services", second["metadata"]["name"]))
+
+
+def test_job_of_two_nodes_is_complete_when_the_first_is_and_keeps_nothing_running(
+    cluster: Cluster, namespace: Namespace
+) -> None:
+    apply_wide(cluster, namespace, "led")
+    pods = sorted(namespace.pods("led"), key=lambda pod: str(pod["spec"]["hostname"]))
+    for pod in pods:
+        cluster.kubelet.run(pod)
+    namespace.until("led", "Running")
+    cluster.kubelet.end(pods[0], 0, message=COMPLETE)
+    assert namespace.until("led", "Complete")["message"] == COMPLETE["message"]
+    status = namespace.job("led")["status"]
+    assert status["result"]["digest"] == COMPLETE["result"]["digest"]
+    assert status.get("restarts", 0) == 0
+    assert not [pod for pod in namespace.pods("led") if pod["status"]["phase"] == "Running"]
+
+
+def test_node_that_fails_counts_once_and_its_peers_not_at_all(cluster: Cluster, namespace: Namespace) -> None:
+    apply_wide(cluster, namespace, "shaken", backoffLimit=1)
+    for pod in namespace.pods("shaken"):
+        cluster.kubelet.run(pod)
+    namespace.until("shaken", "Running")
+    for pod in namespace.pods("shaken"):
+        cluster.kubelet.end(pod, 1 if pod["spec"]["hostname"] == "shaken-1" else ExitCode.PEER_LOST)
+    assert "another process" not in namespace.until("shaken", "Reconciling", "InternalError")["message"].lower()
+
+    def living() -> list[Object]:
+        return [pod for pod in namespace.pods("shaken") if pod["status"]["phase"] == "Pending"]
+
+    eventually(lambda: len(living()) == 2, "both nodes have a second try", 60)
+    for pod in living():
+        cluster.kubelet.run(pod)
+    namespace.until("shaken", "Running")
+    assert namespace.job("shaken")["status"]["restarts"] == 1
+    assert namespace.child("shaken")["status"]["failed"] == 1
+
+
+def apply_wide(cluster: Cluster, namespace: Namespace, name: str, **spec: object) -> Object:
+    """A job of two nodes, whose pods are there and bound; returns its Service."""
+    if cluster.client.find(namespace.path("persistentvolumeclaims", "models")) is None:
+        namespace.volume("models")
+    manifest = job(resources={"gpusPerNode": 0, "nodes": 2}, output={"uri": f"pvc://models/{name}"}, **spec)
+    uid = namespace.apply(manifest, name)["metadata"]["uid"]
+    child = eventually(
+        lambda: next((c for c in [cluster.client.find(namespace.child_path(name))] if is_of(c, uid)), None),
+        "its Job",
+        60,
+    )
+    own = lambda: [pod for pod in namespace.pods(name) if is_of(pod, child["metadata"]["uid"])]  # noqa: E731
+    eventually(lambda: [bool(pod["spec"].get("nodeName")) for pod in own()] == [True, True], "a pod for each node", 60)
+    [service] = [found for found in cluster.client.items(namespace.path("services")) if is_of(found, uid)]
+    return service
+
+
+def is_of(body: Object | None, uid: str) -> bool:
+    """Whether an object has that owner."""
+    return body is not None and uid in [owner["uid"] for owner in body["metadata"].get("ownerReferences", ())]
+
+
+def variable(pod: Object, name: str) -> str:
+    """A variable of the trainer's environment."""
+    [container] = pod["spec"]["containers"]
+    return next(str(entry["value"]) for entry in container["env"] if entry["name"] == name)
 
 
 def endpoints(cluster: Cluster, namespace: Namespace) -> set[str]:

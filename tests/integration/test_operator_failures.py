@@ -172,6 +172,7 @@ def test_missing_secret_is_named_while_the_pod_waits(cluster: Cluster, namespace
     assert "spec.pod.envFromSecrets" in waits["message"]
 
 
+@pytest.mark.security(24)
 def test_child_that_the_api_server_refuses_is_told_with_its_words_and_made_when_it_may_be(
     cluster: Cluster, namespace: Namespace
 ) -> None:

@@ -116,6 +116,7 @@ def test_token_of_a_pod_that_is_no_jobs_is_refused(
     assert operator.report(training.path, report(99), pod_token(cluster, team, intruder)) == 403
 
 
+@pytest.mark.security(4)
 @pytest.mark.parametrize("kind", ["other audience", "account without a pod", "no token", "no JWT", "the API server's"])
 def test_token_that_is_not_the_pods_own_is_refused(
     cluster: Cluster, operator: OperatorProcess, team: Namespace, training: Training, kind: str

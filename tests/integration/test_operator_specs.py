@@ -19,12 +19,12 @@ pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("operator")]
 S3 = {"uri": "s3://bucket/path"}
 FILE = {"uri": "file:///data/train.jsonl"}
 TEACHER = {"teacher": S3, "response": {}}
+RELATION = {"strategy": {"distillation": {"teacher": FILE, "relation": {}}}}
 NOT_YET: dict[str, dict[str, Any]] = {
-    "strategy.auto": {"strategy": {"auto": {}}},
     "strategy.adapter.stackOn": {"strategy": {"adapter": {"type": "Bottleneck", "stackOn": [S3]}}},
     "strategy.distillation.teacher.uri": {"strategy": {"distillation": TEACHER}},
-    "resources.nodes": {"resources": {"gpusPerNode": 0, "nodes": 2}},
-    "resources.gpusPerNode": {"resources": {"gpusPerNode": 2}},
+    "resources.nodes": {**RELATION, "resources": {"gpusPerNode": 0, "nodes": 2}, "output": {"uri": "pvc://models/x"}},
+    "resources.gpusPerNode": {**RELATION, "resources": {"gpusPerNode": 2}},
     "model.uri": {"model": S3},
     "data.train.uri": {"data": {"train": S3}},
     "data.evaluation.uri": {"data": {"train": FILE, "evaluation": S3}},
@@ -75,13 +75,14 @@ def assert_at_rest(cluster: Cluster, namespace: Namespace, operator: OperatorPro
 
 
 def test_job_refused_for_its_spec_runs_once_the_spec_is_mended(cluster: Cluster, namespace: Namespace) -> None:
-    namespace.apply(job(resources={"gpusPerNode": 0, "nodes": 2}), "mended")
+    namespace.apply(job(resources={"gpusPerNode": 2}, **RELATION), "mended")
     namespace.until("mended", "Failed", "SpecInvalid")
-    cluster.client.patch(namespace.job_path("mended"), {"spec": {"resources": {"nodes": 1}}})
+    cluster.client.patch(namespace.job_path("mended"), {"spec": {"resources": {"gpusPerNode": 0}}})
     run_to_completion(cluster, namespace, "mended")
     assert namespace.condition("mended", "Failed")["status"] == "False"
 
 
+@pytest.mark.security(2)
 def test_spec_that_a_newer_crd_let_in_fails_with_the_field_named(
     cluster: Cluster, namespace: Namespace, operator: OperatorProcess
 ) -> None:

@@ -16,6 +16,7 @@ from .controllers import controllers
 from .kubelet import PlayedKubelet
 from .operator_process import NAMESPACE, install
 
+RESTRICTED = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "audit", "warn")}
 FINE_TUNE_JOBS = "/apis/finetune-operator.io/v1alpha1"
 LEASE = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/finetune-operator"
 
@@ -58,8 +59,7 @@ class HasClient(Protocol):
 
 def make_namespace(name: str, cluster: HasClient) -> Namespace:
     """A new namespace under the restricted Pod Security Standard, where pods can be made."""
-    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-    cluster.client.create("/api/v1/namespaces", {"metadata": {"name": name, "labels": labels}})
+    cluster.client.create("/api/v1/namespaces", {"metadata": {"name": name, "labels": RESTRICTED}})
     account = f"/api/v1/namespaces/{name}/serviceaccounts/default"
     eventually(lambda: cluster.client.find(account), "the namespace's service account")
     return Namespace(name, cluster)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -49,6 +50,15 @@ def cache() -> Path:
     """Where what is made once is kept."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "finetune-operator" / "testbed"
+
+
+def required_version(module: Path, name: str) -> str:
+    """The version of another module that a module's go.mod pins."""
+    text = (module / "go.mod").read_text(encoding="utf-8")
+    match = re.search(rf"^(?:require)?\s*{re.escape(name)} (v\S+)", text, re.MULTILINE)
+    if match is None:
+        raise ValueError(f"{module / 'go.mod'} does not require {name}")
+    return match[1]
 
 
 def missing_from(folder: Path, names: Sequence[str]) -> list[str]:

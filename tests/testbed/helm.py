@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 
 from .binaries import BinariesUnavailableError
-from .go_build import Recipe, build_once, cache, missing_from
+from .go_build import Recipe, build_once, cache, missing_from, required_version
 
 MODULE = Path(__file__).parent / "helm"
 PACKAGE = "helm.sh/helm/v3/cmd/helm"
@@ -28,8 +27,8 @@ def find_helm() -> Path:
 
 
 def _recipe() -> Recipe:
-    version = _required("helm.sh/helm/v3")
-    minor = _required("k8s.io/client-go").split(".")[1]
+    version = required_version(MODULE, "helm.sh/helm/v3")
+    minor = required_version(MODULE, "k8s.io/client-go").split(".")[1]
     stamps = {
         "helm.sh/helm/v3/internal/version.version": version,
         # As Helm's own build does: without them it takes clusters for Kubernetes 1.20 when it asks none.
@@ -40,12 +39,3 @@ def _recipe() -> Recipe:
     }
     flags = " ".join(["-s", "-w", *(f"-X {name}={value}" for name, value in stamps.items())])
     return Recipe(f"helm {version}", MODULE, PACKAGE, "helm", flags)
-
-
-def _required(module: str) -> str:
-    """The version of a module that go.mod pins."""
-    text = (MODULE / "go.mod").read_text(encoding="utf-8")
-    match = re.search(rf"^\s*{re.escape(module)} (v\S+)", text, re.MULTILINE)
-    if match is None:
-        raise ValueError(f"{MODULE / 'go.mod'} does not require {module}")
-    return match[1]

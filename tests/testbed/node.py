@@ -1,4 +1,4 @@
-"""A cluster with a real node: the control plane of the test bed, containerd and a kubelet, and the trainer's image."""
+"""A cluster with a real node: control plane, DNS, containerd and a kubelet, and the trainer's image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from .binaries import BUILT_NAMES, find
 from .client import Client
 from .cluster import LEASE, Namespace, make_namespace
 from .controllers import controllers
+from .coredns import find_coredns
 from .node_containerd import Containerd, Lent
+from .node_dns import ClusterDns
 from .node_kubelet import NODE, Credentials, Kubelet
 from .node_namespaces import NodeNamespaces
 from .node_proxy import ServiceProxy
@@ -37,6 +39,7 @@ class NodeCluster:
         """
         node_machine.ensure_programs()
         binaries = find(BUILT_NAMES)
+        coredns = find_coredns()
         images = node_images.archives() + ([node_images.operator_archive()] if bare else [])
         lent = Lent(node_images.libraries(), node_images.LIBRARIES)
         with ExitStack() as stack:
@@ -50,6 +53,7 @@ class NodeCluster:
             if not bare:
                 install(server)
             stack.enter_context(controllers(server, real_nodes=True))
+            stack.enter_context(ClusterDns(slot, namespaces, coredns).running(server))
             containerd = stack.enter_context(Containerd(slot, namespaces, node_images.PAUSE_IMAGE, [lent]).running())
             for archive in images:
                 containerd.import_image(archive)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from .apiserver import ApiServer
 from .client import Client
+from .node_dns import DOMAIN
 from .node_machine import NodeUnavailableError, run
 from .node_namespaces import NodeNamespaces
 from .node_slot import Slot
@@ -105,7 +106,9 @@ class Kubelet:
             "failCgroupV1": False,
             "failSwapOn": False,
             "oomScoreAdj": 0,
-            # There is no DNS in this cluster, and the host's servers cannot be reached.
+            "clusterDNS": [self._slot.node_address],
+            "clusterDomain": DOMAIN,
+            # The host's servers cannot be reached.
             "resolvConf": str(nameservers),
             # A full disk is the owner's business; and an image that was collected could not be pulled again.
             "evictionHard": {"memory.available": "100Mi"},

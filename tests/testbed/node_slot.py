@@ -74,9 +74,9 @@ class Slot:
         folders = [folder for folder in _CGROUPS.iterdir() if (folder / "cgroup.procs").exists()]
         return [folder / self.name for folder in folders if not folder.is_symlink()]
 
-    def container_processes(self) -> list[int]:
-        """What runs in the node's containers."""
-        lists = [path for cgroup in self.cgroups() for path in cgroup.rglob("cgroup.procs")]
+    def container_processes(self, pod: str = "") -> list[int]:
+        """What runs in the node's containers, or in those of the pod with that UID."""
+        lists = [path for cgroup in self.cgroups() for path in cgroup.rglob("cgroup.procs") if pod in str(path)]
         return sorted({int(pid) for path in lists for pid in path.read_text(encoding="utf-8").split()})
 
     def clear(self) -> None:

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 import pytest
 
 from .apiserver import ApiServer
-from .binaries import BUILT_NAMES, NAMES, Binaries, BinariesUnavailableError, BuildFailedError, find
+from .binaries import CONTROL_PLANE_NAMES, NAMES, Binaries, BinariesUnavailableError, BuildFailedError, find
 from .cluster import Cluster, Namespace
 from .operator_process import OperatorProcess
 
@@ -17,7 +17,7 @@ from .operator_process import OperatorProcess
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Have the programs before the first test starts: a build may take longer than a test may."""
     wanted = {name for item in session.items for name in getattr(item, "fixturenames", ())}
-    names = BUILT_NAMES if "cluster" in wanted else NAMES
+    names = CONTROL_PLANE_NAMES if "cluster" in wanted else NAMES
     if session.config.option.collectonly or not wanted & {"cluster", "api_server"}:
         return
     with suppress(BinariesUnavailableError, BuildFailedError):  # the fixtures tell
@@ -34,7 +34,7 @@ def api_server(pytestconfig: pytest.Config) -> Iterator[ApiServer]:
 @pytest.fixture(scope="session")
 def cluster(pytestconfig: pytest.Config) -> Iterator[Cluster]:
     """Run a control plane with a node that is played; skip only where its programs cannot be had."""
-    with Cluster.start(_found(pytestconfig, BUILT_NAMES)) as started:
+    with Cluster.start(_found(pytestconfig, CONTROL_PLANE_NAMES)) as started:
         yield started
 
 

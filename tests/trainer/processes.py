@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from multiprocessing import forkserver
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -32,18 +33,28 @@ _EVENTS = {"call", "c_call"}
 
 def run_trainer(run: Run, *faults: Fault) -> int:
     """The exit code of the trainer's command in a process of its own; minus the signal that killed it."""
+    return exit_code(start_trainer(run, *faults))
+
+
+def start_trainer(run: Run, *faults: Fault, name: str = "run.json") -> ForkServerProcess:
+    """Start the trainer's command in a process of its own; `name` is that of its file in the work directory."""
     work_dir = Path(run.work_dir)
     work_dir.mkdir(parents=True, exist_ok=True)
-    run_file = work_dir / "run.json"
+    run_file = work_dir / name
     run_file.write_text(run.model_dump_json(by_alias=True, exclude_none=True), encoding="utf-8")
     _start_server()
     process = _CONTEXT.Process(target=_main, args=(run_file, faults))
     process.start()
+    return process
+
+
+def exit_code(process: ForkServerProcess) -> int:
+    """How a process ends."""
     process.join(120)
     if process.exitcode is None:
         process.kill()
         process.join()
-        raise TimeoutError(f"the trainer in {work_dir} did not end")
+        raise TimeoutError(f"the trainer {process.pid} did not end")
     return process.exitcode
 
 

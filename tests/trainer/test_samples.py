@@ -35,6 +35,7 @@ def run_of(sample: Path, directory: Path, examples: Path) -> Run:
     if "retention" in evaluation:
         evaluation["retention"]["maxDrop"] = "1"  # so few steps keep nothing for certain
     spec["strategy"].get("distillation", {}).pop("taskSteps", None)
+    spec.get("resources", {}).pop("nodes", None)  # one machine, and so one node: the result is the same
     volumes = {"examples": str(examples), "models": str(directory / "models")}
     content = {"name": job.metadata.name, "uid": f"sample-{job.metadata.name}", "spec": spec, "volumes": volumes}
     content |= {"workDir": str(directory / "work" / job.metadata.name), "manifestDir": str(sample.parent)}

@@ -218,6 +218,7 @@ def test_no_part_of_the_crd_has_what_is_forbidden(committed: dict[str, Schema]) 
         assert "type" in schema or schema.get("x-kubernetes-int-or-string"), path
 
 
+@pytest.mark.security(24)
 def test_every_part_of_the_crd_is_bounded(committed: dict[str, Schema]) -> None:
     """Without bounds the API server would refuse the rules for what they might cost."""
     for path, schema in committed.items():

@@ -39,6 +39,7 @@ def test_codes_are_in_their_ranges(code: ExitCode) -> None:
         (ExitCode.STORAGE_FULL, 40),
         (ExitCode.NETWORK_UNAVAILABLE, 41),
         (ExitCode.HANG, 43),
+        (ExitCode.PEER_LOST, 44),
         (ExitCode.STOPPED, 143),
     ],
 )
@@ -63,7 +64,7 @@ def test_what_is_retried() -> None:
     by_words: dict[str, set[int]] = {}
     for code in ExitCode:
         by_words.setdefault(code.retried, set()).add(int(code))
-    assert by_words["yes, not counted"] == {143}
+    assert by_words["yes, not counted"] == {44, 143}
     assert by_words["up to `spec.backoffLimit` times"] == {1, 40, 41, 42, 43}
     assert by_words["no"] == {0, *range(10, 19)}
 

@@ -164,10 +164,12 @@ def test_dates_stay_words(file: Path) -> None:
 
 
 def test_unsupported_fields_are_refused_at_their_lines(file: Path) -> None:
-    content = JOB.replace("    full: {}", "    auto:\n      prefer: Cost") + "  resources:\n    nodes: 2\n"
+    content = JOB.replace("file:///models/base", "s3://models/base").replace(
+        "file:///models/tuned", "s3://models/tuned"
+    )
     assert problems(file, content) == [
-        "12: spec.strategy.auto: part of the contract, but not run by this release yet (use full or adapter)",
-        "16: spec.resources.nodes: part of the contract, but not run by this release yet (use 1)",
+        "8: spec.model.uri: part of the contract, but not run by this release yet (use hf://, pvc:// or file://)",
+        "13: spec.output.uri: part of the contract, but not run by this release yet (use pvc:// or file://)",
     ]
 
 

@@ -73,7 +73,7 @@ def _scrubbed(value: Any) -> Any:
     if isinstance(value, list):
         return [_scrubbed(item) for item in value]
     if isinstance(value, str):
-        return re.sub(r"-0-\d+", "-0-N", value)
+        return re.sub(r"-(\d)-\d+", r"-\1-N", value)
     if not isinstance(value, dict):
         return value
     times = ("lastTransitionTime", "startTime", "completionTime", "updated", "observedGeneration")

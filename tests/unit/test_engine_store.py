@@ -152,6 +152,7 @@ def test_a_pod_without_our_label_is_no_jobs() -> None:
     assert store.pod_uids() == {}
 
 
+@pytest.mark.security(9)
 def test_jobs_of_one_name_in_two_namespaces_are_two() -> None:
     store = store_with_everything()
     store.put_fine_tune_job(make_job().metadata(namespace="team-b", uid="other").obj())
@@ -189,18 +190,25 @@ def test_an_obstacle_is_kept_until_it_is_gone() -> None:
 )
 def test_only_the_very_pod_of_a_job_is_its_pod(job: str, name: str, uid: str) -> None:
     store = store_with_everything()
-    assert store.has_pod(KEY, "router-0-0", "pod-uid-0")
-    assert not store.has_pod(Key("team-a", job), name, uid)
+    assert store.may_report(KEY, "router-0-0", "pod-uid-0")
+    assert not store.may_report(Key("team-a", job), name, uid)
+
+
+def test_of_several_nodes_the_first_alone_speaks_for_a_job() -> None:
+    store = store_with_everything()
+    store.put_pod(make_pod(1).node(1).running().obj())
+    assert store.may_report(KEY, "router-0-0", "pod-uid-0")
+    assert not store.may_report(KEY, "router-0-1", "pod-uid-1")
 
 
 def test_a_pod_with_our_label_but_no_job_of_ours_is_not_the_jobs_pod() -> None:
     store = store_with_everything()
     store.put_pod(make_pod(1).of("a Job of someone").running().obj())
     store.put_pod(make_pod(2).of(None).running().obj())
-    assert not store.has_pod(KEY, "router-0-1", "pod-uid-1")
-    assert not store.has_pod(KEY, "router-0-2", "pod-uid-2")
+    assert not store.may_report(KEY, "router-0-1", "pod-uid-1")
+    assert not store.may_report(KEY, "router-0-2", "pod-uid-2")
     store.put_job(make_child().owned_by("someone").metadata(resourceVersion="99").obj())
-    assert not store.has_pod(KEY, "router-0-0", "pod-uid-0")
+    assert not store.may_report(KEY, "router-0-0", "pod-uid-0")
 
 
 def test_deletions_are_noted_while_someone_lists() -> None:

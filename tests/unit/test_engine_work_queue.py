@@ -33,6 +33,7 @@ async def next_key(queue: Queue, within: float = 0.5) -> str | None:
         return None
 
 
+@pytest.mark.security(24)
 def test_keys_come_in_the_order_they_were_added() -> None:
     async def test(queue: Queue, clock: VirtualClock) -> None:
         for key in "abc":
@@ -221,6 +222,7 @@ def test_jitter_spreads_the_waits(jitter: float, seconds: float) -> None:
     run(test, jitter)
 
 
+@pytest.mark.security(24)
 def test_the_failures_of_one_key_do_not_slow_another() -> None:
     async def test(queue: Queue, clock: VirtualClock) -> None:
         for _ in range(5):

@@ -14,6 +14,8 @@ from finetune_operator.plan.builders.job import build_job
 from finetune_operator.plan.run import make_run
 from plan_builders import SETTINGS
 
+SHARED = {"uri": "pvc://models/router"}
+
 
 def built(**fields: object) -> dict[str, Any]:
     manifest = valid_job()
@@ -40,8 +42,14 @@ def test_the_job_is_named_owned_and_labelled_for_its_fine_tune_job() -> None:
 
 @pytest.mark.parametrize("nodes", [1, 4])
 def test_there_is_one_indexed_pod_a_node(nodes: int) -> None:
-    spec = built(resources={"nodes": nodes})["spec"]
+    spec = built(resources={"nodes": nodes}, output=SHARED)["spec"]
     assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", nodes, nodes)
+
+
+def test_a_job_of_several_nodes_is_done_when_the_one_with_the_result_is() -> None:
+    spec = built(resources={"nodes": 3}, output=SHARED)["spec"]
+    assert spec["successPolicy"] == {"rules": [{"succeededIndexes": "0"}]}
+    assert "successPolicy" not in built()["spec"]
 
 
 def test_a_replacement_waits_until_the_pod_before_it_has_ended() -> None:
@@ -60,6 +68,10 @@ def test_what_may_pass_counts_as_a_try(code: int) -> None:
 
 def test_a_graceful_stop_is_no_try() -> None:
     assert action(built(), ExitCode.STOPPED) == "Ignore"
+
+
+def test_a_node_that_lost_its_peers_is_no_try_beside_that_of_the_peer() -> None:
+    assert action(built(), ExitCode.PEER_LOST) == "Ignore"
 
 
 def test_a_disruption_is_judged_before_the_exit_code() -> None:

@@ -31,7 +31,7 @@ def test_one_node_needs_no_service() -> None:
 
 
 def test_nodes_find_each_other_by_a_headless_service_before_they_are_ready() -> None:
-    run = make(resources={"nodes": 2})
+    run = make(resources={"nodes": 2}, output={"uri": "pvc://models/router"})
     service = build_service(run)
     assert service is not None
     assert service["spec"]["clusterIP"] == "None"
@@ -40,6 +40,15 @@ def test_nodes_find_each_other_by_a_headless_service_before_they_are_ready() -> 
     assert service["metadata"]["name"] == template["spec"]["subdomain"]
     assert service["spec"]["selector"].items() <= template["metadata"]["labels"].items()
     assert [owner["uid"] for owner in service["metadata"]["ownerReferences"]] == ["u1"]
+
+
+def test_two_jobs_that_have_one_name_after_each_other_never_share_a_service() -> None:
+    """The first one's is deleted some time after the first, and would take the second's nodes from each other."""
+    run = make(resources={"nodes": 2}, output={"uri": "pvc://models/router"})
+    uids = ("0b1e6a1c-5d4f-4c0e-9d2b-5b8f4f1c2a3d", "7c9d2f4e-1a2b-4c3d-8e5f-6a7b8c9d0e1f")
+    services = [build_service(run.model_copy(update={"uid": uid})) for uid in uids]
+    found = [service["metadata"]["name"] for service in services if service]
+    assert found == ["router-0b1e6a1c", "router-7c9d2f4e"]
 
 
 @pytest.mark.parametrize("uri", ["pvc://models/router", "file:///models/router"])
@@ -54,6 +63,13 @@ def test_a_claim_outlives_its_job() -> None:
     assert "ownerReferences" not in claim["metadata"]
     assert names.JOB_NAME_LABEL not in claim["metadata"]["labels"]
     assert claim["spec"] == {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "20Gi"}}}
+
+
+def test_a_claim_that_several_nodes_mount_is_for_many() -> None:
+    output = {"uri": "pvc://models/router", "createClaim": {"size": "20Gi"}}
+    claim = build_claim(make(resources={"nodes": 2}, output=output))
+    assert claim is not None
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
 
 
 def test_a_claim_has_the_storage_class_that_is_given() -> None:

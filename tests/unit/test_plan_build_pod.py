@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from contract_cases import VALID_SPECS, changed, valid_job
 from finetune_api.manifest import parse_job
@@ -58,6 +59,7 @@ def test_the_trainer_reads_the_very_run_from_the_pods_annotation(name: str) -> N
     assert container(template)["command"][-1] == f"{mounts(template)['run']['mountPath']}/{item['path']}"
 
 
+@pytest.mark.security(1, 3)
 def test_the_pod_is_within_the_restricted_standard() -> None:
     template = built()
     pod, trainer = template["spec"]["securityContext"], container(template)["securityContext"]
@@ -71,6 +73,7 @@ def test_the_pod_is_within_the_restricted_standard() -> None:
     assert all(set(volume) <= allowed for volume in volumes(built(REPORTING)).values())
 
 
+@pytest.mark.security(4)
 def test_the_pod_gets_no_credential_of_the_api_server() -> None:
     assert built()["spec"]["automountServiceAccountToken"] is False
     assert "progress" not in volumes(built())
@@ -81,6 +84,7 @@ def test_the_pod_stops_gracefully_and_is_never_restarted_in_place() -> None:
     assert (spec["restartPolicy"], spec["terminationGracePeriodSeconds"]) == ("Never", 77)
 
 
+@pytest.mark.security(12)
 def test_claims_are_mounted_as_they_are_used() -> None:
     template = built(model={"uri": "pvc://base/minilm"}, output={"uri": "pvc://models/router"})
     assert volumes(template)["claim-0"]["persistentVolumeClaim"] == {"claimName": "base", "readOnly": True}
@@ -118,6 +122,7 @@ def test_scratch_space_is_limited() -> None:
     assert volumes(built(replace(SETTINGS, scratch_size="3Gi")))["scratch"] == {"emptyDir": {"sizeLimit": "3Gi"}}
 
 
+@pytest.mark.security(11)
 def test_what_a_user_may_shape_is_in_the_pod() -> None:
     pod = {
         "nodeSelector": {"example.com/zone": "a"},
@@ -132,11 +137,20 @@ def test_what_a_user_may_shape_is_in_the_pod() -> None:
     assert template["metadata"]["labels"] == {"team": "research", **names.labels("router")}
 
 
+@pytest.mark.security(11)
 def test_a_users_label_cannot_replace_one_of_ours() -> None:
-    template = built(pod={"labels": {"app.kubernetes.io/managed-by": "me"}})
-    assert template["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "finetune-operator"
+    with pytest.raises(ValidationError, match="are not for users"):
+        built(pod={"labels": {"app.kubernetes.io/managed-by": "me"}})
 
 
+def test_there_are_as_many_threads_as_requested_cores() -> None:
+    """The kubelet rounds up."""
+    requested = environment(built(resources={"cpu": "1500m", "gpusPerNode": 0}))
+    assert requested["OMP_NUM_THREADS"] == {"resourceFieldRef": {"resource": "requests.cpu"}}
+    assert "OMP_NUM_THREADS" not in environment(built())
+
+
+@pytest.mark.security(10)
 def test_variables_come_from_secrets_by_name() -> None:
     secret = {"name": "HF_TOKEN", "secret": "hub", "key": "token"}
     assert environment(built(pod={"envFromSecrets": [secret]}))["HF_TOKEN"] == {
@@ -144,9 +158,10 @@ def test_variables_come_from_secrets_by_name() -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["HOME", "TERMINATION_MESSAGE_PATH", "KUBEFLOW_TRAINER_SERVER_URL"])
-def test_a_secret_cannot_replace_a_variable_of_ours(name: str) -> None:
-    template = built(REPORTING, pod={"envFromSecrets": [{"name": name, "secret": "mine", "key": "x"}]})
+@pytest.mark.security(10)
+def test_a_secret_cannot_replace_a_variable_of_ours() -> None:
+    secret = {"name": "KUBEFLOW_TRAINER_SERVER_TOKEN", "secret": "mine", "key": "x"}
+    template = built(REPORTING, pod={"envFromSecrets": [secret]})
     assert [entry for entry in container(template)["env"] if "valueFrom" in entry] == []
 
 
@@ -173,9 +188,16 @@ def test_without_a_progress_server_nothing_of_it_is_in_the_pod() -> None:
     assert "KUBEFLOW" not in json.dumps(built(replace(REPORTING, progress_url="")))
 
 
-def test_nodes_of_a_job_share_a_subdomain() -> None:
-    assert built(resources={"nodes": 2})["spec"]["subdomain"] == "router-nodes"
+def test_nodes_of_a_job_share_a_subdomain_and_meet_at_the_first_of_them() -> None:
+    template = built(resources={"nodes": 2}, output={"uri": "pvc://models/router"})
+    assert template["spec"]["subdomain"] == "router-u1"
+    found = environment(template)
+    assert (found["MASTER_ADDR"], found["MASTER_PORT"]) == ("router-0.router-u1", "29500")
+
+
+def test_one_node_meets_nobody() -> None:
     assert "subdomain" not in built()["spec"]
+    assert not {"MASTER_ADDR", "MASTER_PORT"} & environment(built()).keys()
 
 
 def test_the_image_is_the_administrators() -> None:

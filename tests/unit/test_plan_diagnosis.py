@@ -27,9 +27,9 @@ from status_samples import full_status
 SCHEDULER = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
 
 
-def pending(*pods: PodBuilder) -> tuple[str, str]:
+def pending(*pods: PodBuilder, nodes: int = 1) -> tuple[str, str]:
     """Reason and message of a job whose pods do not run."""
-    plan = plan_of(make_job(), make_child(), *pods)
+    plan = plan_of(make_job(), make_child().nodes(nodes), *pods)
     assert plan.status is not None
     assert plan.status["phase"] == "Pending"
     return conditions_of(plan.status)["Reconciling"][1], message_of(plan.status, "Reconciling")
@@ -144,6 +144,55 @@ def test_of_two_failures_the_newer_one_counts() -> None:
     assert failed(make_pod(0).failed(11), make_pod(1).failed(16))[0] == "OutOfMemory"
 
 
+OWN, PERMANENT = make_pod(0).failed(41), make_pod(0).failed(15)
+REMOVED, STOPPED, LEFT = make_pod(0).disrupted("Evicted"), make_pod(0).failed(143), make_pod(0).failed(44)
+
+
+@pytest.mark.parametrize(
+    ("nearer", "further", "reason"),
+    [
+        (PERMANENT, OWN, "NonFiniteLoss"),
+        (PERMANENT, LEFT, "NonFiniteLoss"),
+        (OWN, LEFT, "NetworkUnavailable"),
+        (REMOVED, LEFT, "Preempted"),
+        (STOPPED, LEFT, "Stopped"),
+        (OWN, REMOVED, "NetworkUnavailable"),
+        (OWN, STOPPED, "NetworkUnavailable"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_of_several_nodes_the_cause_counts_and_not_what_followed_from_it(
+    nearer: PodBuilder, further: PodBuilder, reason: str
+) -> None:
+    for cause_at, effect_at in ((0, 1), (1, 0)):
+        cause = PodBuilder(nearer.obj()).node(cause_at).created(at(cause_at)).metadata(name="cause", uid="cause")
+        effect = PodBuilder(further.obj()).node(effect_at).created(at(effect_at)).metadata(name="effect", uid="effect")
+        assert failed(cause, effect)[0] == reason
+
+
+def test_nodes_that_all_lost_each_other_say_so() -> None:
+    assert failed(make_pod(0).failed(44), make_pod(1).node(1).failed(44))[0] == "PeerLost"
+
+
+def test_one_node_of_several_that_no_machine_takes_is_the_reason() -> None:
+    waits = make_pod(1).node(1).unschedulable(SCHEDULER)
+    for first in (make_pod(0).running(), make_pod(0).scheduled(), make_pod(0).failed(44)):
+        assert pending(first, waits, nodes=2) == ("Unschedulable", f"router-0-1: {SCHEDULER}")
+
+
+def test_a_node_that_waits_for_its_next_try_tells_why_though_the_others_live() -> None:
+    down = make_pod(1).node(1).failed(137)
+    for others in ((make_pod(0).running(),), (make_pod(0).failed(44), make_pod(2))):
+        reason, message = pending(*others, down, nodes=2)
+        assert reason == "OutOfMemory"
+        assert message.endswith("; waiting for the next try")
+
+
+def test_when_every_node_has_its_next_try_it_is_a_start_again() -> None:
+    ended = (make_pod(0).failed(44), make_pod(1).node(1).failed(137))
+    assert pending(*ended, make_pod(2), make_pod(3).node(1).running(), nodes=2)[0] == "PodsPending"
+
+
 def test_retries_that_are_used_up_have_the_reason_of_the_last_try() -> None:
     assert failed(*(make_pod(number).failed(41) for number in range(4)))[0] == "NetworkUnavailable"
 
@@ -190,13 +239,51 @@ def test_a_complete_job_has_the_result_and_the_progress_of_the_last_word() -> No
     assert message_of(plan.status, "Complete") == "accuracy 0.5 -> 1.0"
 
 
-def test_of_several_nodes_the_one_with_the_result_is_heard() -> None:
-    child = make_child().nodes(2).complete(NOW)
-    result = full_status().result
-    first = make_pod(0).succeeded(make_word(ExitCode.COMPLETE, "rank 0", result=result))
-    plan = plan_of(make_job(), child, first, make_pod(1).succeeded(make_word(ExitCode.COMPLETE, "rank 1")))
+@pytest.mark.parametrize("last_of_all", [0, 1])
+@pytest.mark.parametrize(
+    "other",
+    [make_pod(1).succeeded(make_word(ExitCode.COMPLETE, "done")), make_pod(1).failed(143), make_pod(1).running()],
+    ids=["done too", "told to stop", "still to be stopped"],
+)
+def test_of_several_nodes_the_first_has_the_result_and_ends_the_job(other: PodBuilder, last_of_all: int) -> None:
+    result, progress = full_status().result, make_progress(100)
+    word = make_word(ExitCode.COMPLETE, "rank 0", progress=progress, result=result)
+    first = make_pod(0).created(at(2 * (last_of_all == 0))).succeeded(word)
+    plan = plan_of(make_job(), make_child().nodes(2).complete(NOW), first, other.node(1))
     assert plan.status is not None
     assert message_of(plan.status, "Complete") == "rank 0"
+    assert result is not None
+    assert (plan.status["result"], plan.status["progress"]) == (result.to_json(), progress.to_json())
+
+
+def test_the_end_is_not_written_before_the_first_node_has_spoken_though_another_has() -> None:
+    other = make_pod(1).node(1).succeeded(make_word(ExitCode.COMPLETE, "rank 1"))
+    plan = plan_of(make_job(), make_child().nodes(2).complete(NOW), make_pod(0).running(), other, now=at(4))
+    assert plan.status is not None
+    assert plan.status["phase"] == "Running"
+    assert plan.requeue_after == timedelta(seconds=6)
+
+
+def test_the_end_is_not_written_before_every_node_is_known_as_one_may_be_the_cause() -> None:
+    first = make_pod(0).failed(ExitCode.PEER_LOST)
+    child = make_child().nodes(2).fails(NOW, "PodFailurePolicy")
+    plan = plan_of(make_job(), child, first, now=at(4))
+    assert plan.status is not None
+    assert plan.status["phase"] == "Pending"
+    assert plan.requeue_after == timedelta(seconds=6)
+    for other in (make_pod(1).failed(11), make_pod(1).running().metadata(**DELETED)):
+        plan = plan_of(make_job(), child, first, other.node(1), now=at(4))
+        assert plan.status is not None
+        assert plan.status["phase"] == "Failed"
+
+
+def test_a_failed_job_has_the_progress_of_the_first_node_and_the_reason_of_the_one_that_failed() -> None:
+    first = make_pod(0).failed(143, word=make_word(ExitCode.STOPPED, "stopped", progress=make_progress(7)))
+    other = make_pod(1).node(1).failed(11, word=make_word(ExitCode.DATA_INVALID, "no rows"))
+    plan = plan_of(make_job(), make_child().nodes(2).fails(NOW), first, other)
+    assert plan.status is not None
+    assert message_of(plan.status, "Failed") == "no rows"
+    assert plan.status["progress"]["step"] == 7
 
 
 def test_a_failed_job_has_no_result_though_a_pod_had_one() -> None:

@@ -221,12 +221,12 @@ def test_a_queue_given_to_a_running_job_does_not_hand_it_to_kueue() -> None:
 
 
 def test_a_spec_that_only_code_can_judge_fails_with_the_field_and_is_not_tried_again() -> None:
-    job = make_job().spec(strategy={"auto": {}})
+    job = make_job().spec(model={"uri": "s3://bucket/model"})
     plan = plan_of(job)
     assert not touches_children(plan)
     assert plan.requeue_after is None
     assert reason(plan, "Failed") == "SpecInvalid"
-    assert message_of(plan.status, "Failed").startswith("spec.strategy.auto: ")
+    assert message_of(plan.status, "Failed").startswith("spec.model.uri: ")
     assert plan_of(job.status(plan.status), now=at(999)) == Plan()
 
 
@@ -277,7 +277,7 @@ def test_a_job_of_another_owner_is_not_stopped_for_a_spec_of_ours() -> None:
 
 
 def test_what_runs_already_is_not_refused_by_a_release_that_supports_less() -> None:
-    plan = plan_of(make_job().spec(strategy={"auto": {}}), make_child(), make_pod().running())
+    plan = plan_of(make_job().spec(model={"uri": "s3://bucket/model"}), make_child(), make_pod().running())
     assert plan.status is not None
     assert plan.status["phase"] == "Running"
 

@@ -98,4 +98,9 @@ def test_children_are_owned_so_that_they_go_with_their_job() -> None:
 def test_every_label_value_is_one_that_kubernetes_takes_for_the_longest_name() -> None:
     for value in names.labels("a" * 50).values():
         assert re.fullmatch(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?", value)
-    assert len(names.service_name("a" * 50)) <= 63
+
+
+def test_the_longest_name_has_names_for_a_service_and_for_host_names_under_it() -> None:
+    uid = "0b1e6a1c-5d4f-4c0e-9d2b-5b8f4f1c2a3d"
+    for label in (names.service_name("a" * 50, uid), *names.first_address("a" * 50, uid).split(".")):
+        assert re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", label)

@@ -1,4 +1,4 @@
-"""A restart is a pod that ended badly and got a successor: the same in any order, and whatever is gone meanwhile."""
+"""A restart is a moment at which pods ended badly that got successors: in any order, and whatever is gone meanwhile."""
 
 from __future__ import annotations
 
@@ -65,13 +65,68 @@ def test_a_successor_within_the_same_second_is_one() -> None:
     assert restarts(make_pod(1).created(at(0)).disrupted(), make_pod(0).created(at(0))) == 1
 
 
-def test_every_node_counts_its_own() -> None:
-    pods = [make_pod(n).node(n % 2) for n in range(4)]
-    pods[0].failed(NETWORK)
-    pods[1].failed(NETWORK)
-    pods[2].running()
-    assert restarts(*pods, child=make_child().nodes(2)) == 2
-    assert restarts(*pods[:3], child=make_child().nodes(2)) == 1
+PEER_LOST = ExitCode.PEER_LOST
+
+
+def tries(node: int, *ends: PodBuilder, at_seconds: tuple[int, ...]) -> list[PodBuilder]:
+    """The pods of one node: how each ended, when it was created, and a last one that runs."""
+    found = []
+    for number, (pod, second) in enumerate(zip([*ends, make_pod().running()], at_seconds, strict=True)):
+        name = f"router-{node}-{number}"
+        found.append(PodBuilder(pod.obj()).node(node).created(at(second)).metadata(name=name, uid=name))
+    return found
+
+
+def ended(exit_code: int) -> PodBuilder:
+    return make_pod().failed(exit_code)
+
+
+def removed() -> PodBuilder:
+    return make_pod().disrupted("NodeLost")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        # One node failed, the others lost it; their successors come first, as they wait for no back-off.
+        ([tries(0, ended(PEER_LOST), at_seconds=(0, 12)), tries(1, ended(NETWORK), at_seconds=(0, 30))], 1),
+        # A machine with two nodes of the job went away.
+        ([tries(0, removed(), at_seconds=(0, 9)), tries(1, removed(), at_seconds=(0, 8))], 1),
+        # Now one, then the other.
+        (
+            [
+                tries(0, ended(NETWORK), ended(PEER_LOST), at_seconds=(0, 20, 50)),
+                tries(1, ended(PEER_LOST), ended(NETWORK), at_seconds=(0, 12, 60)),
+            ],
+            2,
+        ),
+        # One failed before its peer had a machine, and later the peer did: neither had to go with the other.
+        ([tries(0, ended(NETWORK), at_seconds=(40, 70)), tries(1, ended(NETWORK), at_seconds=(0, 30))], 2),
+        # Three nodes.
+        (
+            [
+                tries(0, ended(PEER_LOST), at_seconds=(0, 12)),
+                tries(1, ended(PEER_LOST), at_seconds=(1, 11)),
+                tries(2, ended(137), at_seconds=(2, 30)),
+            ],
+            1,
+        ),
+        # Told to stop, all of them.
+        ([tries(0, ended(143), at_seconds=(0, 9)), tries(1, ended(143), at_seconds=(0, 9))], 0),
+        # Within one second, again and again.
+        ([tries(0, removed(), removed(), at_seconds=(0, 0, 0)), tries(1, at_seconds=(0,))], 2),
+    ],
+    ids=["peer lost", "two removed", "by turns", "apart", "three nodes", "suspended", "within a second"],
+)
+def test_one_cause_is_one_restart_however_many_nodes_it_takes(nodes: list[list[PodBuilder]], expected: int) -> None:
+    pods = [pod for node in nodes for pod in node]
+    for order in (pods, pods[::-1]):
+        assert restarts(*order, child=make_child().nodes(len(nodes))) == expected
+
+
+def test_a_node_without_a_successor_yet_is_counted_by_its_peers() -> None:
+    first, failed = tries(0, ended(PEER_LOST), at_seconds=(0, 12)), make_pod(9).node(1).failed(NETWORK)
+    assert restarts(*first, failed, child=make_child().nodes(2)) == 1
 
 
 @pytest.mark.parametrize("limit", [0, 1, 3])

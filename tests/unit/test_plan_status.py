@@ -13,6 +13,7 @@ from finetune_api.v1alpha1.status import FineTuneJobStatus, Phase
 from finetune_operator.plan.plan import Plan
 from finetune_operator.plan.status import LAST_WORDS_GRACE, PROGRESS_INTERVAL
 from plan_builders import (
+    DELETED,
     NOW,
     ChildBuilder,
     JobBuilder,
@@ -185,15 +186,45 @@ def test_a_pod_that_nothing_replaces_leaves_the_job_running_until_it_fails(code:
 
 def test_a_job_of_several_nodes_runs_when_all_do() -> None:
     child = make_child().nodes(2)
-    one = plan_of(make_job(), child, make_pod(0).running(), make_pod(1))
-    assert one.status is not None
-    assert one.status["phase"] == "Pending"
-    both = plan_of(make_job(), child, make_pod(0).running(), make_pod(1).running())
-    assert both.status is not None
-    assert both.status["phase"] == "Running"
-    first_done = plan_of(make_job(), child, make_pod(0).succeeded(), make_pod(1).running())
-    assert first_done.status is not None
-    assert first_done.status["phase"] == "Running"
+    cases = {
+        "Pending": [
+            (make_pod(0).running(), make_pod(1).node(1)),
+            (make_pod(0).running(), make_pod(1).node(1).running().metadata(**DELETED)),
+            (make_pod(0).running(), make_pod(1).node(1).failed(44), make_pod(2).node(1)),
+            (make_pod(0).succeeded(), make_pod(1).running()),  # of one node: the other's pod is still to be made
+        ],
+        "Running": [
+            (make_pod(0).running(), make_pod(1).node(1).running()),
+            (make_pod(0).running(), make_pod(1).node(1).succeeded()),
+            (
+                make_pod(0).failed(44),
+                make_pod(1).node(1).failed(1),
+                make_pod(2).running(),
+                make_pod(3).node(1).running(),
+            ),
+        ],
+    }
+    for phase, sights in cases.items():
+        for pods in sights:
+            plan = plan_of(make_job(), child, *pods)
+            assert plan.status is not None
+            assert plan.status["phase"] == phase, pods
+
+
+def test_a_job_is_complete_when_its_first_node_is_though_others_still_stop() -> None:
+    pods = (make_pod(0).succeeded(make_word(ExitCode.COMPLETE)), make_pod(1).node(1).running().metadata(**DELETED))
+    for child in (make_child().nodes(2).complete(type_="SuccessCriteriaMet"), make_child().nodes(2).complete()):
+        plan = plan_of(make_job(), child, *pods)
+        assert plan.status is not None
+        assert plan.status["phase"] == "Complete"
+        assert plan.status["completionTime"] == "2026-01-01T12:00:00Z"
+
+
+def test_a_node_that_failed_for_good_leaves_the_job_running_until_it_fails_whatever_the_others_do() -> None:
+    for other in (make_pod(0).running(), make_pod(0).failed(ExitCode.PEER_LOST), make_pod(0).failed(143)):
+        plan = plan_of(make_job(), make_child().nodes(2), other, make_pod(1).node(1).failed(ExitCode.DATA_INVALID))
+        assert plan.status is not None
+        assert plan.status["phase"] == "Running"
 
 
 # ---- progress ----

@@ -30,7 +30,7 @@ class Checkpoint:
     """The trained parameters."""
     optimizer: dict[str, Tensor]
     random: dict[str, Tensor]
-    """States of the random number generators, by device."""
+    """States of the random number generators, by device; of all processes."""
     state: dict[str, Any]
     """What else is needed to go on: sampler, controller, figures. Plain JSON."""
     saved_at: datetime | None = None
@@ -59,7 +59,7 @@ class CheckpointStore:
             save_file(checkpoint.random, directory / "random.safetensors")
             storage.write_json(directory / "state.json", checkpoint.state)
 
-        written = self._directory / f"step-{checkpoint.step:08d}"
+        written = self._step(checkpoint.step)
         storage.write_directory(written, fill)
         self._unusable.discard(written)
         self._drop_unwanted()
@@ -101,7 +101,12 @@ class CheckpointStore:
         return load_file(self._base / "predictions.safetensors")
 
     def newest(self) -> Checkpoint | None:
-        """The newest valid checkpoint of this run; says which ones it passes over and why."""
+        """The newest valid checkpoint of this run."""
+        step = self.newest_step()
+        return None if step is None else self.load(step)
+
+    def newest_step(self) -> int | None:
+        """The step of the newest valid checkpoint of this run; says which ones it passes over and why."""
         for other in self._directory.parent.glob(f"{self._owner}-*"):
             if other != self._directory:
                 self._notify("there are checkpoints of other data or another model than now; they are not used")
@@ -116,19 +121,27 @@ class CheckpointStore:
                 self._notify(f"checkpoint {path.name} is not used: {error}")
                 self._unusable.add(path)
                 continue
-            return Checkpoint(
-                step=step,
-                weights=load_file(path / "weights.safetensors"),
-                optimizer=load_file(path / "optimizer.safetensors"),
-                random=load_file(path / "random.safetensors"),
-                state=state,
-                saved_at=datetime.fromtimestamp((path / storage.MANIFEST).stat().st_mtime, UTC),
-            )
+            return step
         return None
+
+    def load(self, step: int) -> Checkpoint:
+        """A checkpoint that has been found to be valid."""
+        path = self._step(step)
+        return Checkpoint(
+            step=step,
+            weights=load_file(path / "weights.safetensors"),
+            optimizer=load_file(path / "optimizer.safetensors"),
+            random=load_file(path / "random.safetensors"),
+            state=json.loads((path / "state.json").read_text(encoding="utf-8")),
+            saved_at=datetime.fromtimestamp((path / storage.MANIFEST).stat().st_mtime, UTC),
+        )
 
     @property
     def _base(self) -> Path:
         return self._directory / "base"
+
+    def _step(self, step: int) -> Path:
+        return self._directory / f"step-{step:08d}"
 
     def _best(self, step: int) -> Path:
         return self._directory / f"best-{step:08d}"

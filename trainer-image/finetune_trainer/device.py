@@ -17,9 +17,9 @@ from finetune_trainer.errors import TrainerError
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def pick_device(gpus: int) -> torch.device:
-    """The GPU if one is asked for and there is one, else the CPU."""
-    return torch.device("cuda", 0) if gpus and torch.cuda.is_available() else torch.device("cpu")
+def pick_device(gpus: int, number: int = 0) -> torch.device:
+    """The GPU of that number if any is asked for and there is one, else the CPU."""
+    return torch.device("cuda", number) if gpus and torch.cuda.is_available() else torch.device("cpu")
 
 
 def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -17,9 +17,10 @@ from torch import nn
 
 from finetune_api.v1alpha1 import FineTuneJobSpec
 from finetune_trainer import device as devices
-from finetune_trainer import optim
+from finetune_trainer import optim, randomness
 from finetune_trainer.batching import BucketSampler
 from finetune_trainer.checkpoint import Checkpoint, CheckpointStore
+from finetune_trainer.distributed import OneProcess, Ranks, agree_on_any, deal, first, only_first, sum_by_name
 from finetune_trainer.errors import Stopped, non_finite
 from finetune_trainer.evaluation import EvaluationInterrupted
 from finetune_trainer.judge import Judge, RunState
@@ -44,6 +45,7 @@ class TrainingLoop:
         progress: ProgressLog,
         stop: StopFlag,
         device: torch.device,
+        ranks: Ranks | None = None,
     ) -> None:
         self.spec = spec
         self.task = task
@@ -53,13 +55,14 @@ class TrainingLoop:
         self.progress = progress
         self.stop = stop
         self.device = device
+        self.ranks = ranks or OneProcess()
         self.objective: Objective = tuning.objective or TaskLoss(task)
         self.judge = Judge(spec, task, tuning.model, self.forward, checkpoints, progress, stop, device)
         self.learning_rate = spec.training.learning_rate or tuning.default_learning_rate
         self.optimizer = optim.make_optimizer(tuning.trained, spec.training, self.learning_rate)
         self.parameters = [entry.parameter for entry in tuning.trained.values()]
-        lengths = [len(example.input_ids) for example in task.train]
-        self.sampler = BucketSampler(lengths, spec.training.batch_size, spec.training.seed)
+        self.lengths = [len(example.input_ids) for example in task.train]
+        self.sampler = BucketSampler(self.lengths, spec.training.batch_size, spec.training.seed)
         epochs = spec.training.epochs or DEFAULT_EPOCHS
         self.total_steps = spec.training.max_steps or epochs * self.sampler.batches_per_epoch
         self.evaluate_every = spec.evaluation.every_steps or self.sampler.batches_per_epoch
@@ -70,7 +73,8 @@ class TrainingLoop:
     def run(self) -> RunState:
         """Train to the end, or to the stop. Raises Stopped, or TrainerError on a non-finite loss or a full disk."""
         if not self._resume():
-            torch.manual_seed(self.spec.training.seed)
+            self.ranks.share_weights(self.parameters)
+            randomness.seed(self.ranks, self.spec.training.seed)
         self.progress.start(self.state.step, self.total_steps)
         if not self.state.before:
             self._evaluate("before")
@@ -80,12 +84,12 @@ class TrainingLoop:
             # A resumed run starts here too, so an evaluation or a save that was cut off is made up first.
             if self._evaluation_is_due():
                 self._evaluate("after" if self.state.step == self.total_steps else "during")
-                self.judge.decide(self.state, self._weights, is_last=self.state.step == self.total_steps)
+                self._decide()
             if self._save_is_due():
                 self._save()
             if self._is_done():
                 break
-            if self.stop.is_set:
+            if agree_on_any(self.ranks, self.stop.is_set):
                 self._save()
                 raise Stopped(self.state.step)
             self.train_step()
@@ -96,31 +100,35 @@ class TrainingLoop:
         return self.state
 
     def train_step(self) -> float:
-        """One optimizer step; returns the loss. The update is not made when loss or gradient is not finite."""
+        """One optimizer step; returns the loss. The update is not made when loss or gradient is not finite.
+
+        Every process takes its share of the rows, and all make the same update.
+        """
         if self.tuning.before_step is not None:
             self.tuning.before_step(self.state.step)
         rows = self.sampler.next()
         if self.tuning.choose_rows is not None:
             rows = self.tuning.choose_rows(self.state.step, rows)
         examples = [self.task.train[row] for row in rows]
-        size = self.spec.training.micro_batch_size or len(rows)
+        own = deal(self.ranks, rows, self.lengths)
+        size = self.spec.training.micro_batch_size or max(1, len(own))
         sums: dict[str, torch.Tensor] = {}
-        num_tokens = 0
-        for start in range(0, len(rows), size):
-            batch = self.task.collate(examples[start : start + size]).to(self.device)
+        for start in range(0, len(own), size):
+            part = own[start : start + size]
+            batch = self.task.collate([self.task.train[row] for row in part]).to(self.device)
             # Every part is divided by the units of the whole batch, so the sum does not depend on the split.
-            terms = self.objective.terms(self.forward, batch, rows[start : start + size], examples, self.state.step)
-            _backward(terms, sums)
-            num_tokens += batch.num_tokens
-        if self.tuning.penalty is not None:
+            _backward(self.objective.terms(self.forward, batch, part, examples, self.state.step), sums)
+        if self.tuning.penalty is not None and self.ranks.rank == 0:
             _backward({"penalty": self.tuning.penalty()}, sums)
+        self.ranks.sum_gradients(self.parameters)
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.spec.training.max_grad_norm)
         # One transfer for all; the loss is looked at before the update, so a bad one never reaches the weights.
-        *values, norm_value = torch.stack([*sums.values(), grad_norm]).tolist()
+        *own_values, norm_value = torch.stack([*sums.values(), grad_norm]).tolist()
+        values = sum_by_name(self.ranks, dict(zip(sums, own_values, strict=True)))
         step = self.state.step + 1
-        for name, value in zip(sums, values, strict=True):
+        for name, value in values.items():
             if not math.isfinite(value):
-                raise non_finite(f"the loss is {value}" + (f" ({name})" if len(sums) > 1 else ""), step)
+                raise non_finite(f"the loss is {value}" + (f" ({name})" if len(values) > 1 else ""), step)
         if not math.isfinite(norm_value):
             raise non_finite(f"the gradient's norm is {norm_value}", step)
         factor = optim.learning_rate_factor(self.state.step, self.total_steps, self.spec.training)
@@ -130,14 +138,14 @@ class TrainingLoop:
         self.state.step = step
         self.progress.step(
             step,
-            loss=sum(values),
-            terms=dict(zip(sums, values, strict=True)) if len(sums) > 1 else {},
+            loss=sum(values.values()),
+            terms=values if len(values) > 1 else {},
             learning_rate=self.learning_rate * factor,
             grad_norm=norm_value,
             epoch=self.sampler.epochs_done,
-            tokens=num_tokens,
+            tokens=sum(self.lengths[row] for row in rows),
         )
-        return sum(values)
+        return sum(values.values())
 
     def forward(self, **inputs: Any) -> Any:
         """The model's output for a batch's inputs, in the run's precision."""
@@ -149,16 +157,31 @@ class TrainingLoop:
         return devices.autocast(self.spec.training.precision, self.device)
 
     def _evaluate(self, when: str) -> None:
-        try:
-            if when == "before":
-                self.judge.evaluate_base(self.state)
-            else:
-                self.judge.evaluate(when, self.state)
-        except EvaluationInterrupted:
+        """Evaluate in the first process: all decide by the same figures."""
+
+        def evaluate() -> dict[str, Any] | None:
+            try:
+                if when == "before":
+                    self.judge.evaluate_base(self.state)
+                else:
+                    self.judge.evaluate(when, self.state)
+            except EvaluationInterrupted:
+                return None
+            return asdict(replace(self.state, evaluated_step=self.state.step))
+
+        found = first(self.ranks, evaluate, self.stop)
+        if found is None:
             # The step is saved without this evaluation; the resumed run makes it up before it goes on.
             self._save()
-            raise Stopped(self.state.step) from None
-        self.state.evaluated_step = self.state.step
+            raise Stopped(self.state.step)
+        self.state = RunState(**found)
+
+    def _decide(self) -> None:
+        def decide() -> dict[str, Any]:
+            self.judge.decide(self.state, self._weights, is_last=self.state.step == self.total_steps)
+            return asdict(self.state)
+
+        self.state = RunState(**first(self.ranks, decide, self.stop))
 
     def _is_done(self) -> bool:
         return self.state.stopped_early or self.state.step == self.total_steps
@@ -187,30 +210,34 @@ class TrainingLoop:
         if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
             raise non_finite("the update made weights that are not finite", self.state.step)
         self._count_time()
-        self.checkpoints.save(
-            Checkpoint(
-                step=self.state.step,
-                weights=weights,
-                optimizer=optim.optimizer_tensors(self.optimizer, self.tuning.trained),
-                random=devices.random_states(self.device),
-                state={**asdict(self.state), "sampler": self.sampler.state_dict()},
-            )
+        checkpoint = Checkpoint(
+            step=self.state.step,
+            weights=weights,
+            optimizer=optim.optimizer_tensors(self.optimizer, self.tuning.trained),
+            random=randomness.states(self.ranks, self.device),
+            state={**asdict(self.state), "sampler": self.sampler.state_dict()},
         )
+        only_first(self.ranks, lambda: self.checkpoints.save(checkpoint), self.stop)
         self._saved = replace(self.state, seconds=0.0)
         self.progress.checkpoint(self.state.step)
 
     def _resume(self) -> bool:
         """Go on from the newest checkpoint; False when there is none."""
-        checkpoint = self.checkpoints.newest()
-        if checkpoint is None:
+        step = first(self.ranks, self.checkpoints.newest_step, self.stop)
+        if step is None:
             return False
+        checkpoint = self.checkpoints.load(step)
         state = dict(checkpoint.state)
         self.sampler.load_state_dict(state.pop("sampler"))
         self.state = RunState(**state)
         self._saved = replace(self.state, seconds=0.0)
         self._load_weights(checkpoint.weights)
         optim.load_optimizer_tensors(self.optimizer, self.tuning.trained, checkpoint.optimizer)
-        devices.set_random_states(checkpoint.random, self.device)
+        seed = self.spec.training.seed
+        if not randomness.restore(self.ranks, self.device, checkpoint.random, seed, step):
+            self.progress.note(
+                "the checkpoint is of another number of processes: from here on dropout draws differently"
+            )
         self.progress.resumed(checkpoint.step, checkpoint.saved_at, self.state.last)
         self.progress.note(f"resumed from the checkpoint at step {checkpoint.step} of {self.total_steps}")
         return True

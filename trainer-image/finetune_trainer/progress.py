@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from pydantic import ValidationError
 
+from finetune_api.problems import printable
 from finetune_api.run import Termination
-from finetune_api.v1alpha1.status import CheckpointStatus, Progress
+from finetune_api.v1alpha1.status import CheckpointStatus, Progress, StrategyChoice
 from finetune_trainer import storage
 from finetune_trainer.errors import TrainerError
 
@@ -28,12 +30,12 @@ logger = logging.getLogger(__name__)
 
 
 class ProgressLog:
-    """Appends events to `progress.jsonl` and hands the progress to `report`.
+    """Appends events to `progress.jsonl`, or to nothing, and hands the progress to `report`.
 
     A failure to write is logged and never stops training.
     """
 
-    def __init__(self, path: Path, report: Callable[[Progress], None] = lambda progress: None) -> None:
+    def __init__(self, path: Path | None, report: Callable[[Progress], None] = lambda progress: None) -> None:
         self._path = path
         self._report = report
         self._total_steps = 0
@@ -51,9 +53,15 @@ class ProgressLog:
         return self._progress
 
     def note(self, text: str) -> None:
-        """A sentence for people."""
+        """A sentence for people. It may quote names from the data, which must not look like lines of the log."""
+        text = printable(text)
         logger.info("%s", text)
         self._append({"event": "note", "text": text})
+
+    def chosen(self, choice: StrategyChoice) -> None:
+        """strategy.auto has become a strategy."""
+        self._update(choice=choice)
+        self._append_progress()
 
     def resumed(self, step: int, saved_at: datetime | None, evaluation: dict[str, float]) -> None:
         """What a checkpoint says is known again."""
@@ -124,6 +132,8 @@ class ProgressLog:
         self._report(self._progress)
 
     def _append(self, event: dict[str, Any]) -> None:
+        if self._path is None:
+            return
         line = json.dumps({"time": _now().isoformat(), **event}, allow_nan=False)
         try:
             with self._path.open("a+b") as file:
@@ -153,13 +163,22 @@ def write_termination(path: Path, termination: Termination) -> None:
         logger.warning("the termination message is not written: %s", error)
 
 
+def read_termination(path: Path) -> Termination | None:
+    """The last word that a process left; None if it could not say one."""
+    try:
+        return Termination.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
 def _fitting(termination: Termination) -> str:
     """The last word as JSON; what is too long goes, the least needed first."""
     shorter: tuple[dict[str, Any], ...] = (
         {},
-        {"progress": None},
+        {"progress": _essence(termination.progress)},
         {"message": termination.message[:300]},
         {"hint": ""},
+        {"progress": None},
         {"result": None},
     )
     text = ""
@@ -169,6 +188,14 @@ def _fitting(termination: Termination) -> str:
         if len(text.encode()) <= TERMINATION_LIMIT_BYTES:
             break
     return text
+
+
+def _essence(progress: Progress | None) -> Progress | None:
+    """How far, and what was chosen; figures of the end are in the result too."""
+    if progress is None:
+        return None
+    kept = {name: getattr(progress, name) for name in ("step", "total_steps", "percent", "choice")}
+    return Progress(**kept)
 
 
 def _is_cut_short(file: BinaryIO) -> bool:

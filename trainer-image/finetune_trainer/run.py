@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import secrets
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -15,56 +17,113 @@ from finetune_api.run import Run
 from finetune_api.support import unsupported
 from finetune_api.v1alpha1.status import Result
 from finetune_trainer import device as devices
-from finetune_trainer import forgetting, storage
+from finetune_trainer import distributed, forgetting, storage
+from finetune_trainer.auto.resolve import resolve
 from finetune_trainer.checkpoint import CheckpointStore
 from finetune_trainer.data.sources import local_path, model_directory
+from finetune_trainer.distributed import Ranks
+from finetune_trainer.end_record import EndRecord
 from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.export import check_target, export
 from finetune_trainer.export.card import model_card
 from finetune_trainer.judge import DIVERGENCE, RETENTION, RunState
 from finetune_trainer.loop import TrainingLoop
-from finetune_trainer.models import model_files, num_parameters
+from finetune_trainer.models import Loaded, model_files, num_parameters
 from finetune_trainer.progress import ProgressLog
+from finetune_trainer.rendezvous import ALONE, Place, join
 from finetune_trainer.stop import StopFlag
 from finetune_trainer.strategies import Tuning, prepare
 from finetune_trainer.tasks import Task, make_task
 
+_SEEN_SECONDS = 120.0
+"""Network file systems show a new file late: NFS after a minute at most."""
 
-def execute(run: Run, progress: ProgressLog, stop: StopFlag) -> Result:
-    """Train and export a job's model. Raises TrainerError."""
+
+def execute(run: Run, progress: ProgressLog, stop: StopFlag, place: Place = ALONE) -> Result | None:
+    """Train and export a job's model; None where another process of the job exports it. Raises TrainerError."""
     spec, work_dir = run.spec, Path(run.work_dir)
     refuse_unsupported(run)
-    target = local_path(spec.output.uri, run)
-    check_target(target)
-    with only_trainer_in(work_dir):
-        device = devices.pick_device(spec.resources.gpus_per_node)
-        progress.note(f"training on {device.type} with {devices.set_threads()} threads")
-        if spec.resources.gpus_per_node and device.type == "cpu":
-            progress.note("a GPU is asked for, but PyTorch finds none: training will take much longer")
-        directory = model_directory(spec.model, run)
-        task = make_task(run, directory)
-        for line in task.data_report:
-            progress.note(line)
-        torch.manual_seed(spec.training.seed)  # new heads and adapters are drawn from it
-        loaded = task.load_model()
-        tuning = prepare(run, task, loaded, directory, device, progress.note)
+    target = local_path(spec.output.uri, run, ExitCode.OUTPUT_REFUSED)
+    end_record = EndRecord(run)
+    if place.size > 1 and (known := end_record.load()) is not None:
+        return known if place.rank == 0 else None
+    device = devices.pick_device(spec.resources.gpus_per_node, place.local_rank)
+    ranks = join(place, device, stop)
+    with ExitStack() as held:
+
+        def take_place() -> None:
+            check_target(target)
+            held.enter_context(only_trainer_in(work_dir))
+
+        distributed.only_first(ranks, take_place, stop)
+        check_shared(ranks, work_dir, stop)
+        note_resources(run, ranks, device, progress)
+        directory, task = ranks.attend(lambda: read(run, progress), stop)
+        if spec.strategy.auto is not None:
+            run = resolve(spec.strategy.auto, run, task, directory, device, progress, ranks, stop)
+        loaded = ranks.attend(lambda: load(run, task), stop)
+        # What one process writes meanwhile, such as a teacher's answers, the others read.
+        tuning = distributed.first_before_others(
+            ranks, lambda: prepare(run, task, loaded, directory, device, progress.note), stop
+        )
         tuning.model.to(device)
         checkpoints = CheckpointStore(
             work_dir / "checkpoints",
             f"{run.uid}/{run.digest()}",
             spec.checkpoint.keep,
             progress.note,
-            inputs=inputs_digest(task, directory, tuning),
+            inputs=same_inputs(ranks, ranks.attend(lambda: inputs_digest(task, directory, tuning), stop)),
         )
-        state = TrainingLoop(spec, task, tuning, checkpoints, progress, stop, device).run()
-        if stop.is_set:  # the last checkpoint is saved; an export could outlast the grace period
+        state = TrainingLoop(spec, task, tuning, checkpoints, progress, stop, device, ranks).run()
+        # The last checkpoint is saved; an export could outlast the grace period.
+        if distributed.agree_on_any(ranks, stop.is_set):
             raise Stopped(state.step)
-        result = make_result(run, task, tuning, state)
-        progress.note(f"exporting to {target}, reloading it in a fresh process and comparing")
-        digest = export(
-            target, tuning, task, lambda difference: model_card(run, result, task, tuning.loader, difference)
-        )
-        return result.model_copy(update={"digest": digest})
+
+        def finish() -> Result:
+            result = export_result(run, task, tuning, state, target, progress)
+            if ranks.size > 1:
+                end_record.save(result)
+            return result
+
+        # The others stay until it is done: if it fails, all start again.
+        return distributed.only_first(ranks, finish, stop)
+
+
+def note_resources(run: Run, ranks: Ranks, device: torch.device, progress: ProgressLog) -> None:
+    """Say what the job trains on."""
+    processes = f" in each of {ranks.size} processes" if ranks.size > 1 else ""
+    progress.note(f"training on {device.type} with {devices.set_threads()} threads{processes}")
+    asked, found = run.spec.resources.gpus_per_node, torch.cuda.device_count()
+    if asked and device.type == "cpu":
+        progress.note("a GPU is asked for, but PyTorch finds none: training will take much longer")
+    elif asked > found:
+        progress.note(f"{asked} GPUs are asked for, but PyTorch finds {found}: training will take longer")
+
+
+def read(run: Run, progress: ProgressLog) -> tuple[Path, Task]:
+    """The model's directory, and the data as a task. Raises TrainerError."""
+    directory = model_directory(run.spec.model, run)
+    task = make_task(run, directory)
+    for line in task.data_report:
+        progress.note(line)
+    return directory, task
+
+
+def load(run: Run, task: Task) -> Loaded:
+    """The model with the task's head. Raises TrainerError."""
+    torch.manual_seed(run.spec.training.seed)  # new heads and adapters are drawn from it, the same in all processes
+    return task.load_model()
+
+
+def export_result(run: Run, task: Task, tuning: Tuning, state: RunState, target: Path, progress: ProgressLog) -> Result:
+    """Export the model with its card; what tuning did. Raises TrainerError."""
+    result = make_result(run, task, tuning, state)
+    progress.note(f"exporting to {target}, reloading it in a fresh process and comparing")
+    choice = progress.latest.choice
+    digest = export(
+        target, tuning, task, lambda difference: model_card(run, result, task, tuning.loader, difference, choice)
+    )
+    return result.model_copy(update={"digest": digest})
 
 
 def refuse_unsupported(run: Run) -> None:
@@ -85,6 +144,44 @@ def inputs_digest(task: Task, model_directory: Path, tuning: Tuning) -> str:
         digest.update(b"/")
     storage.add_files(digest, model_files(model_directory))
     return digest.hexdigest()
+
+
+def same_inputs(ranks: Ranks, digest: str) -> str:
+    """The digest, if all processes have read the same. Raises TrainerError."""
+    for rank, other in enumerate(distributed.gather(ranks, digest)):
+        if other != digest:
+            raise TrainerError(
+                ExitCode.DATA_INVALID,
+                f"the processes {rank} and {ranks.rank} have read different data or model files",
+                "let all nodes read the same volumes, and name a revision of what is on a hub",
+            )
+    return digest
+
+
+def check_shared(ranks: Ranks, work_dir: Path, stop: StopFlag) -> None:
+    """Raise TrainerError unless all processes see the work directory that the first writes to."""
+    mark = work_dir / "seen-by-all"
+    token = distributed.first(ranks, lambda: write_token(mark) if ranks.size > 1 else "", stop)
+
+    def look() -> None:
+        ends_at = time.monotonic() + _SEEN_SECONDS
+        while token and not (mark.is_file() and mark.read_text(encoding="utf-8") == token):
+            if time.monotonic() > ends_at:
+                raise TrainerError(
+                    ExitCode.SPEC_INVALID,
+                    f"process {ranks.rank} does not see what the first writes to {work_dir}",
+                    "put spec.output on a ReadWriteMany volume, which all nodes mount",
+                )
+            time.sleep(0.2)
+
+    ranks.attend(look, stop)
+
+
+def write_token(mark: Path) -> str:
+    """Write a random word, and return it."""
+    token = secrets.token_hex()
+    storage.replace_file(mark, token)
+    return token
 
 
 def make_result(run: Run, task: Task, tuning: Tuning, state: RunState) -> Result:

@@ -104,6 +104,19 @@ _UNLABELED = Rule(
     holds=lambda self: self.data.unlabeled is None or self.strategy.distillation is not None,
     field=".data.unlabeled",
 )
+_SHARED_OUTPUT = Rule(
+    cel="!has(self.resources) || !has(self.resources.nodes) || self.resources.nodes == 1"
+    " || self.output.uri.startsWith('pvc://')",
+    message="a job of several nodes needs a pvc:// output: all of them mount its claim, where the checkpoints are",
+    holds=lambda self: self.resources.nodes == 1 or self.output.uri.startswith("pvc://"),
+    field=".output.uri",
+)
+_RATE_OF_CHOICE = Rule(
+    cel="!has(self.strategy.auto) || !has(self.training) || !has(self.training.learningRate)",
+    message="the learning rate depends on what strategy.auto chooses: leave it out, or give a strategy",
+    holds=lambda self: self.strategy.auto is None or self.training.learning_rate is None,
+    field=".training.learningRate",
+)
 _LABELLED_PROMPT = Rule(
     cel="!has(self.strategy.promptTuning) || self.strategy.promptTuning.initialization != 'Labels'"
     " || self.task in ['TextClassification', 'TokenClassification']",
@@ -168,6 +181,8 @@ class FineTuneJobSpec(Contract):
         _WHOLE_BATCH,
         _DISTILLATION_STEPS,
         _LABELLED_PROMPT,
+        _RATE_OF_CHOICE,
+        _SHARED_OUTPUT,
         *(_immutable(field) for field in ("task", "model", "data", "strategy", "output")),
         *(_immutable(field) for field in ("training", "evaluation", "checkpoint")),
     )

@@ -150,7 +150,10 @@ class DataSpec(Contract):
 
 
 class OutputClaim(Contract):
-    """A PersistentVolumeClaim to create for the output when it is not there yet. It outlives the job."""
+    """A PersistentVolumeClaim to create for the output when it is not there yet. It outlives the job.
+
+    It is ReadWriteOnce, or with several nodes ReadWriteMany, which the storage class must be able to give.
+    """
 
     size: Quantity
     """Requested storage, such as "20Gi"."""

@@ -40,7 +40,7 @@ class TrainingSpec(Contract):
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 32
     """Rows per optimizer step, over all devices."""
     micro_batch_size: Annotated[int, Field(ge=1, le=65_536)] | None = None
-    """Rows per forward pass; smaller needs less memory and changes nothing else. By default batchSize."""
+    """Rows per forward pass of each process; fewer need less memory and change nothing else. By default all it has."""
     learning_rate: Positive | None = None
     """Peak learning rate. By default it suits the strategy: 3e-5 full, 1e-3 bottleneck, 5e-4 LoRA, 1e-2 soft prompt."""
     head_learning_rate: Positive | None = None

@@ -87,6 +87,10 @@ ADVICE: dict[str, str] = {
         "No step was finished for too long. The log says where it stood; of several nodes, look at the one that "
         "is silent."
     ),
+    "PeerLost": (
+        "One of its nodes was lost or did not come. kubectl get pods shows which; with a queue all its pods start at "
+        "once, or not at all."
+    ),
     "Stopped": "It was stopped and has saved a checkpoint; created anew under the same name, it starts afresh.",
     "InternalError": "A defect of the trainer or of the machine: the log has the traceback; please report it.",
     "TrainerFailed": "The container ended with a code that is not the trainer's: its log says more.",

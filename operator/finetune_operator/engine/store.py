@@ -177,12 +177,12 @@ class Store:
         if not pods:
             self._pods.pop(key, None)
 
-    def has_pod(self, key: Key, name: str, uid: str) -> bool:
-        """Whether a FineTuneJob has this very pod, through a Job of its own."""
+    def may_report(self, key: Key, name: str, uid: str) -> bool:
+        """Whether this very pod speaks for a FineTuneJob: that of the first node, through a Job of its own."""
         job, child, pod = self._jobs.get(key), self._children.get(key), self._pods.get(key, {}).get(name)
         if job is None or child is None or pod is None:
             return False
-        return (pod[1].uid, pod[1].job_uid, child.owner_uid) == (uid, child.uid, job.uid)
+        return pod[1].is_first and (pod[1].uid, pod[1].job_uid, child.owner_uid) == (uid, child.uid, job.uid)
 
     def progress(self, key: Key) -> Progress | None:
         """The newest report since the operator started."""

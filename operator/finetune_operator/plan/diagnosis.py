@@ -50,7 +50,7 @@ def why_pending(pods: Sequence[ObservedPod]) -> Diagnosis:
     for pod in waiting:
         if pod.scheduled is False:
             return Diagnosis("Unschedulable", f"{pod.name}: {pod.scheduling_message}")
-    if not any(pod.is_living for pod in pods) and (cause := _why_pods_failed(pods)):
+    if _lacks_a_node(pods) and (cause := _why_pods_failed(pods)):
         return Diagnosis(cause.reason, f"{cause.message}; waiting for the next try")
     return STARTING
 
@@ -69,16 +69,32 @@ def failed_for_good(pod: ObservedPod) -> bool:
 
 
 def last_word(pods: Sequence[ObservedPod]) -> Termination | None:
-    """What the newest trainer that ended said last; of several nodes, the one that has the result."""
-    words = [word for pod in reversed(pods) if (word := _termination(pod))]
-    return next((word for word in words if word.result), words[0] if words else None)
+    """What the newest trainer that ended said last; of several nodes, that of the first."""
+    return next((word for pod in reversed(pods) if pod.is_first and (word := _termination(pod))), None)
+
+
+def _lacks_a_node(pods: Sequence[ObservedPod]) -> bool:
+    """Whether a node's pod has ended badly and none has followed it yet."""
+    manned = {pod.index for pod in pods if pod.is_living or pod.phase == "Succeeded"}
+    return any(pod.index not in manned for pod in pods)
 
 
 def _why_pods_failed(pods: Sequence[ObservedPod]) -> Diagnosis | None:
-    """The newest failure with a cause of its own; a pod that was only stopped or removed comes last."""
+    """The newest failure with a cause of its own, and before it the one that ended the job for good.
+
+    A pod that was only stopped or removed comes after those, and last one that only lost its peers.
+    """
     failed = [pod for pod in reversed(pods) if pod.phase == "Failed"]
-    failed.sort(key=lambda pod: was_removed(pod) or pod.exit_code == ExitCode.STOPPED)
+    failed.sort(key=_distance_from_the_cause)
     return next((cause for pod in failed if (cause := _why_pod_failed(pod))), None)
+
+
+def _distance_from_the_cause(pod: ObservedPod) -> int:
+    if was_removed(pod) or pod.exit_code == ExitCode.STOPPED:
+        return 2
+    if pod.exit_code == ExitCode.PEER_LOST:
+        return 3
+    return 0 if failed_for_good(pod) else 1
 
 
 def _why_pod_failed(pod: ObservedPod) -> Diagnosis | None:

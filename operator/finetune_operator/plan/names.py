@@ -20,11 +20,21 @@ PROGRESS_MOUNT = "/var/run/finetune"
 WORK_FOLDER = ".finetune"
 CONTAINER = "trainer"
 RENDEZVOUS_PORT = 29500
+FIRST_INDEX = "0"
+"""The node that reports and has the result, as Kubernetes numbers the pods of an Indexed Job."""
 
 
-def service_name(job: str) -> str:
-    """The headless Service that nodes find each other by."""
-    return f"{job}-nodes"
+def service_name(job: str, uid: str) -> str:
+    """The headless Service that nodes find each other by.
+
+    It is this job's alone: that of a job which had the name before may still be there, and is about to go.
+    """
+    return f"{job}-{uid[:8]}"
+
+
+def first_address(job: str, uid: str) -> str:
+    """Where a job's nodes find the first of them: under the Service, by the host name that an Indexed Job's pod has."""
+    return f"{job}-{FIRST_INDEX}.{service_name(job, uid)}"
 
 
 def labels(job: str) -> dict[str, str]:

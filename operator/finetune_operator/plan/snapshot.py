@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from finetune_api.v1alpha1.status import Progress
-from finetune_operator.plan.names import CONTAINER, KUEUE_QUEUE_LABEL
+from finetune_operator.plan.names import CONTAINER, FIRST_INDEX, KUEUE_QUEUE_LABEL
 
 KubernetesObject = Mapping[str, Any]
 
@@ -45,6 +45,7 @@ class ObservedJob:
     suspended: bool
     start_time: datetime | None
     complete: bool
+    """Whether it is Complete, or will be when the pods that its success leaves over have stopped."""
     failed_reason: str | None
     """Reason of the Failed (or FailureTarget) condition, when it is True."""
     failed_message: str
@@ -54,7 +55,7 @@ class ObservedJob:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the Job is complete, or sure to fail."""
+        """Whether the Job is complete or failed, or sure to be."""
         return self.complete or self.failed_reason is not None
 
 
@@ -86,6 +87,11 @@ class ObservedPod:
     disrupted: bool
     pod_reason: str
     being_deleted: bool
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the node that speaks for the job: it alone reports, and has the result."""
+        return self.index == FIRST_INDEX
 
     @property
     def has_ended(self) -> bool:
@@ -120,8 +126,9 @@ def observe_job(body: KubernetesObject) -> ObservedJob:
     """A Job from the API."""
     metadata, spec, status = body["metadata"], body.get("spec", {}), body.get("status", {})
     true = {entry["type"]: entry for entry in status.get("conditions", ()) if entry["status"] == "True"}
+    success = true.get("Complete") or true.get("SuccessCriteriaMet")
     failure = true.get("Failed") or true.get("FailureTarget")
-    end = true.get("Complete") or failure or {}
+    end = success or failure or {}
     return ObservedJob(
         uid=metadata["uid"],
         resource_version=version_of(body),
@@ -130,7 +137,7 @@ def observe_job(body: KubernetesObject) -> ObservedJob:
         queued=KUEUE_QUEUE_LABEL in metadata.get("labels", {}),
         suspended=bool(spec.get("suspend")),
         start_time=_optional_time(status.get("startTime")),
-        complete="Complete" in true,
+        complete=success is not None,
         failed_reason=None if failure is None else failure.get("reason") or "JobFailed",
         failed_message=(failure or {}).get("message", ""),
         ended_at=_optional_time(end.get("lastTransitionTime")),

@@ -15,6 +15,9 @@ from finetune_operator.plan.snapshot import ObservedJob, ObservedPod, Snapshot
 PROGRESS_INTERVAL = timedelta(seconds=15)
 """Progress alone is written at most this often; every report reaches Prometheus at once."""
 
+AUTO = "Auto"
+"""The strategy's name where the trainer is to choose one."""
+
 LAST_WORDS_GRACE = timedelta(seconds=10)
 """Jobs and pods are watched apart: a Job's end may be seen before the end of the pod that tells why."""
 
@@ -43,14 +46,10 @@ def observe_phase(snapshot: Snapshot, spec: FineTuneJobSpec, now: datetime) -> O
     if child.queued and child.suspended:
         queue = spec.queue_name or "the Job is labelled with"
         return Observation(Phase.QUEUED, "WaitingForQueue", f"waiting for admission by queue {queue}")
-    # A node that is done counts: the job goes on running until all are. So does one that nothing will replace: the job
-    # fails in a moment, and to call it pending until then would count its time as lost and to be made up for.
-    at_work = [
-        pod
-        for pod in pods
-        if pod.phase == "Succeeded" or (pod.phase == "Running" and pod.is_living) or failed_for_good(pod)
-    ]
-    if len(at_work) >= child.nodes:
+    # A node that is done counts: the job goes on running until all are. And when one has failed for good the job fails
+    # in a moment: to call it pending until then would count its time as lost and to be made up for.
+    at_work = {pod.index for pod in pods if pod.phase == "Succeeded" or (pod.phase == "Running" and pod.is_living)}
+    if len(at_work) >= child.nodes or any(failed_for_good(pod) for pod in pods):
         return Observation(Phase.RUNNING, "PodsRunning", f"{child.nodes} of {child.nodes} pods run")
     cause = why_pending(pods)
     return Observation(Phase.PENDING, cause.reason, cause.message)
@@ -87,17 +86,31 @@ def make_status(
     ended = seen.phase in (Phase.COMPLETE, Phase.FAILED)
     word = last_word(snapshot.pods) if ended else None
     ended_at = (child.ended_at if child else None) or now
+    progress = (word.progress if word else None) or _coalesced(earlier.progress, snapshot.progress, ended, now)
+    progress = _with_choice(progress, earlier.progress)
     return FineTuneJobStatus(
         observed_generation=snapshot.job.generation,
         conditions=merge(earlier.conditions, verdicts(seen), snapshot.job.generation, now),
         phase=seen.phase,
-        strategy=strategy,
+        strategy=_strategy(strategy, progress),
         start_time=earlier.start_time or _started(snapshot, ended),
         completion_time=ended_at if ended else None,
         restarts=max(earlier.restarts, snapshot.restarts),
-        progress=(word.progress if word else None) or _coalesced(earlier.progress, snapshot.progress, ended, now),
+        progress=progress,
         result=word.result if word and seen.phase == Phase.COMPLETE else None,
     )
+
+
+def _with_choice(progress: Progress | None, earlier: Progress | None) -> Progress | None:
+    """A later try that failed before it came to the choice must not make the job forget it."""
+    if progress is None or progress.choice or earlier is None or earlier.choice is None:
+        return progress
+    return progress.model_copy(update={"choice": earlier.choice})
+
+
+def _strategy(given: str | None, progress: Progress | None) -> str | None:
+    """The strategy's name. A pod's choice counts only where the job leaves it to the pod."""
+    return progress.choice.strategy.value if given == AUTO and progress and progress.choice else given
 
 
 def held_back(earlier: Progress | None, newest: Progress | None, now: datetime) -> timedelta | None:
@@ -164,8 +177,11 @@ def _same(one: Progress, other: Progress) -> bool:
 def _has_last_words(child: ObservedJob, pods: Sequence[ObservedPod]) -> bool:
     """Whether the pods that decided the Job's end have ended here too; earlier ones that failed do not speak for it."""
     if child.complete:
-        return sum(pod.phase == "Succeeded" for pod in pods) >= child.nodes
-    return any(pod.has_ended for pod in pods) and not any(pod.is_living for pod in pods)
+        return any(pod.phase == "Succeeded" and pod.is_first for pod in pods)
+    if any(pod.is_living for pod in pods) or not any(pod.has_ended for pod in pods):
+        return False
+    # One that is not known yet may be the one that failed first, and the others only lost it.
+    return len({pod.index for pod in pods}) >= child.nodes
 
 
 def _observe_end(child: ObservedJob, pods: Sequence[ObservedPod]) -> Observation:

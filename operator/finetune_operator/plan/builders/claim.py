@@ -14,8 +14,10 @@ def build_claim(run: Run) -> dict[str, Any] | None:
     claim = names.claim_of(output.uri)
     if output.create_claim is None or claim is None:
         return None
+    # Once is for one node. All of a job's mount the claim: the first writes, and the others resume from what it wrote.
+    mode = "ReadWriteOnce" if run.spec.resources.nodes == 1 else "ReadWriteMany"
     spec: dict[str, Any] = {
-        "accessModes": ["ReadWriteOnce"],
+        "accessModes": [mode],
         "resources": {"requests": {"storage": output.create_claim.size}},
     }
     if output.create_claim.storage_class_name:

@@ -28,6 +28,9 @@ def build_job(run: Run, settings: PodSettings) -> dict[str, Any]:
         "suspend": spec.suspend or spec.queue_name is not None,
         "template": build_pod_template(run, settings),
     }
+    if spec.resources.nodes > 1:
+        # The first has the result. A node that is lost after that must not wait for peers that never come again.
+        job_spec["successPolicy"] = {"rules": [{"succeededIndexes": names.FIRST_INDEX}]}
     if spec.active_deadline_seconds is not None:
         job_spec["activeDeadlineSeconds"] = spec.active_deadline_seconds
     return {
@@ -44,12 +47,15 @@ def build_job(run: Run, settings: PodSettings) -> dict[str, Any]:
 
 
 def _failure_rules() -> list[dict[str, Any]]:
-    """Disruptions and graceful stops do not count, permanent failures end the job, all else counts as a try."""
+    """Disruptions and graceful stops do not count, permanent failures end the job, all else counts as a try.
+
+    Nor does a node that lost its peers: the one that failed counts, and not once more for each that stopped with it.
+    """
     permanent = sorted(int(code) for code in ExitCode if 10 <= code < 30)
     return [
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
         {"action": "FailJob", "onExitCodes": _exit_codes(permanent)},
-        {"action": "Ignore", "onExitCodes": _exit_codes([int(ExitCode.STOPPED)])},
+        {"action": "Ignore", "onExitCodes": _exit_codes([int(ExitCode.PEER_LOST), int(ExitCode.STOPPED)])},
     ]
 
 

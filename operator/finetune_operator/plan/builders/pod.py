@@ -32,7 +32,7 @@ def build_pod_template(run: Run, settings: PodSettings) -> dict[str, Any]:
         "volumes": _volumes(run, settings),
     }
     if run.spec.resources.nodes > 1:
-        spec["subdomain"] = names.service_name(run.name)
+        spec["subdomain"] = names.service_name(run.name, run.uid)
     if pod.node_selector:
         spec["nodeSelector"] = dict(pod.node_selector)
     if pod.tolerations:
@@ -78,6 +78,11 @@ def _environment(run: Run, settings: PodSettings) -> list[dict[str, Any]]:
         "TERMINATION_MESSAGE_PATH": "/dev/termination-log",
         "TOKENIZERS_PARALLELISM": "false",
     }
+    if run.spec.resources.nodes > 1:
+        fixed |= {
+            "MASTER_ADDR": names.first_address(run.name, run.uid),
+            "MASTER_PORT": str(names.RENDEZVOUS_PORT),
+        }
     if settings.progress_url:
         fixed |= {
             "KUBEFLOW_TRAINER_SERVER_URL": f"{settings.progress_url}/v1/{run.namespace}/{run.name}",
@@ -85,12 +90,16 @@ def _environment(run: Run, settings: PodSettings) -> list[dict[str, Any]]:
         }
     if settings.progress_url and settings.progress_ca:  # else the system's authorities verify it
         fixed["KUBEFLOW_TRAINER_SERVER_CA_CERT"] = f"{names.PROGRESS_MOUNT}/ca.crt"
+    threads = []
+    if run.spec.resources.cpu:
+        # Threads that wait for each other are very slow where other pods want the cores that were not asked for.
+        threads.append({"name": "OMP_NUM_THREADS", "valueFrom": {"resourceFieldRef": {"resource": "requests.cpu"}}})
     secrets = [
         {"name": entry.name, "valueFrom": {"secretKeyRef": {"name": entry.secret, "key": entry.key}}}
         for entry in run.spec.pod.env_from_secrets
         if entry.name not in fixed  # a secret cannot redirect what the pod's contract rests on
     ]
-    return [{"name": name, "value": value} for name, value in fixed.items()] + secrets
+    return [{"name": name, "value": value} for name, value in fixed.items()] + threads + secrets
 
 
 def _resources(run: Run) -> dict[str, Any]:

@@ -16,7 +16,7 @@ def build_service(run: Run) -> dict[str, Any] | None:
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {
-            "name": names.service_name(run.name),
+            "name": names.service_name(run.name, run.uid),
             "namespace": run.namespace,
             "labels": names.labels(run.name),
             "ownerReferences": [names.owner_reference(run.name, run.uid)],

@@ -1,0 +1,35 @@
+"""Remembers that a job of several processes has its model: one that comes again must not wait for others that are done.
+
+Kubernetes starts a pod of an Indexed Job again whose end it did not see, but none that has ended well.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from finetune_api.run import Run
+from finetune_api.v1alpha1.status import Result
+from finetune_trainer import storage
+
+
+class EndRecord:
+    """The result of one run, bound to the job's UID and its spec."""
+
+    def __init__(self, run: Run) -> None:
+        self._path = Path(run.work_dir, "result.json")
+        self._owner = f"{run.uid}/{run.digest()}"
+
+    def load(self) -> Result | None:
+        """The result, if the model was exported."""
+        try:
+            kept = json.loads(self._path.read_text(encoding="utf-8"))
+            return Result.model_validate(kept["result"]) if kept["owner"] == self._owner else None
+        except (OSError, ValueError, LookupError, TypeError, ValidationError):
+            return None
+
+    def save(self, result: Result) -> None:
+        """Keep the result: whole on the disk, or not at all. Raises TrainerError when the disk is full."""
+        storage.replace_file(self._path, json.dumps({"owner": self._owner, "result": result.to_json()}))

@@ -1,0 +1,161 @@
+"""Brings the processes of a job together: which of them this is, where they meet, and how long it waits for them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+
+from finetune_api.exit_codes import ExitCode
+from finetune_api.v1alpha1.scheduling import ResourcesSpec
+from finetune_trainer.distributed import ManyProcesses, OneProcess, Ranks, peer_errors, peer_lost
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.stop import StopFlag
+
+WAIT_SECONDS = 600.0
+"""For pods that start later, and for an answer in the midst of training."""
+_POLL_SECONDS = 0.5
+_LOCAL_RANK, _RANK, _WORLD_SIZE = "LOCAL_RANK", "RANK", "WORLD_SIZE"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a process stands among those of its job."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    """Its number on its node, and so that of its GPU."""
+    address: str = ""
+    """Where they meet: a host that the first process, or its launcher, runs on."""
+    port: int = 0
+    has_launcher: bool = False
+    """Whether a launcher started it; then that one keeps the meeting place."""
+
+    def environment(self) -> dict[str, str]:
+        """What a launcher tells the process."""
+        return {
+            _RANK: str(self.rank),
+            _WORLD_SIZE: str(self.size),
+            _LOCAL_RANK: str(self.local_rank),
+            "MASTER_ADDR": self.address,
+            "MASTER_PORT": str(self.port),
+        }
+
+
+ALONE = Place()
+"""A job that trains in one process."""
+
+
+def find_place(resources: ResourcesSpec, environment: Mapping[str, str] = os.environ) -> Place:
+    """The place that a launcher, or Kubernetes, gave to this process. Raises TrainerError.
+
+    Without a launcher it stands for its node.
+    """
+    try:
+        if _LOCAL_RANK in environment and _RANK in environment:
+            rank, size, local = (int(environment[name]) for name in (_RANK, _WORLD_SIZE, _LOCAL_RANK))
+            return Place(rank, size, local, environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), True)
+        if resources.nodes == 1:
+            return ALONE
+        rank, address = int(environment["JOB_COMPLETION_INDEX"]), environment["MASTER_ADDR"]
+        return Place(rank, resources.nodes, 0, address, int(environment["MASTER_PORT"]))
+    except KeyError as missing:
+        raise TrainerError(
+            ExitCode.SPEC_INVALID,
+            f"spec.resources.nodes is {resources.nodes}: a job of several nodes needs a cluster ({missing} is not set)",
+            "set it to 1 here; the result is the same, because training.batchSize is that of the whole job",
+        ) from None
+
+
+def join(place: Place, device: torch.device, stop: StopFlag) -> Ranks:
+    """Meet the other processes. Raises TrainerError: PEER_LOST when they do not come, STOPPED when asked to stop."""
+    if place.size == 1:
+        return OneProcess()
+    store = _meet(place, stop)
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(device)
+        os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # a lost peer is an error here, not the process's abort
+    with peer_errors():
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            store=PrefixStore("group", store),
+            rank=place.rank,
+            world_size=place.size,
+            timeout=timedelta(seconds=WAIT_SECONDS),
+        )
+        store.set("met", "")
+    return ManyProcesses()
+
+
+def host_store(address: str, port: int) -> tuple[TCPStore, int]:
+    """The meeting place on this machine and its port; port 0 takes any that is free. Raises TrainerError.
+
+    At an empty address it is open to all that reach this machine.
+    """
+    is_dual = not address and socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if is_dual else socket.AF_INET
+    try:
+        listener = socket.create_server((address, port), family=family, dualstack_ipv6=is_dual)
+    except OSError as error:
+        raise TrainerError(
+            ExitCode.NETWORK_UNAVAILABLE,
+            f"port {port}, where the processes meet, cannot be opened: {error.strerror}",
+            "end what listens there",
+        ) from None
+    port = listener.getsockname()[1]
+    store = TCPStore(
+        address or "localhost", port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+    )
+    return store, port
+
+
+def _meet(place: Place, stop: StopFlag) -> Store:
+    """The store that all processes are at."""
+    ends_at = time.monotonic() + WAIT_SECONDS
+    names = [f"joined/{rank}" for rank in range(place.size)]
+    if place.rank == 0 and not place.has_launcher:
+        store, _ = host_store("", place.port)
+    else:
+        store = _connect(place, ends_at, stop)
+    with peer_errors():
+        store.set(names[place.rank], "")
+        while not store.check(names):
+            _wait(ends_at, stop, f"of {place.size} processes, {_missing(store, names)} did not come")
+    return store
+
+
+def _connect(place: Place, ends_at: float, stop: StopFlag) -> TCPStore:
+    """The store, once it is there; not that of an attempt that is under way, which has lost the one before this."""
+    while True:
+        with contextlib.suppress(OSError):  # its name may not be known yet, nobody may listen yet
+            # Asked this way, because the store's own attempts fill the log with the traces of C++.
+            socket.create_connection((place.address, place.port), timeout=5).close()
+            with contextlib.suppress(dist.DistError):
+                store = TCPStore(
+                    place.address, place.port, wait_for_workers=False, timeout=timedelta(seconds=WAIT_SECONDS)
+                )
+                if not store.check(["met"]):
+                    return store
+        _wait(ends_at, stop, f"the first process cannot be reached at {place.address}:{place.port}")
+
+
+def _missing(store: Store, names: list[str]) -> str:
+    return ", ".join(name.partition("/")[2] for name in names if not store.check([name]))
+
+
+def _wait(ends_at: float, stop: StopFlag, what: str) -> None:
+    if stop.is_set:
+        raise TrainerError(ExitCode.STOPPED, "stopped while waiting for the other processes", "start the job again")
+    if time.monotonic() > ends_at:
+        raise peer_lost(f"{what} within {WAIT_SECONDS:g} seconds")
+    time.sleep(_POLL_SECONDS)
