@@ -1,7 +1,8 @@
 """The progress protocol's body, as Kubeflow Trainer defines it and Hugging Face's `Trainer` sends it.
 
 `{"trainerStatus": {progressPercentage, estimatedRemainingSeconds, metrics: [{name, value}], lastUpdatedTime}}`, values
-as strings. Our trainer uses the metric names that transformers' KubeflowCallback uses, so one reader serves both.
+as strings. Our trainer uses the metric names that transformers' KubeflowCallback uses, so one reader serves both; and
+it has one field more, `choice`, which other readers pass over.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Annotated
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-from finetune_api.v1alpha1.status import CheckpointStatus, Progress
+from finetune_api.v1alpha1.status import CheckpointStatus, Progress, StrategyChoice
 
 MAX_BODY_BYTES = 64 * 1024
 _EVALUATION_PREFIX = "eval_"
@@ -39,12 +40,20 @@ class ReportedMetric(_Message):
     value: Annotated[str, Field(max_length=64)]
 
 
+class ReportedChoice(_Message):
+    """What strategy.auto chose, and why."""
+
+    strategy: str
+    reason: str
+
+
 class TrainerStatus(_Message):
     """One report."""
 
     progress_percentage: Annotated[int, Field(ge=0, le=100)] | None = None
     estimated_remaining_seconds: Annotated[int, Field(ge=0, le=_MAX_COUNT)] | None = None
     metrics: Annotated[tuple[ReportedMetric, ...], Field(max_length=256)] = ()
+    choice: ReportedChoice | None = None
     last_updated_time: AwareDatetime
 
 
@@ -61,6 +70,7 @@ def report_of(progress: Progress, now: datetime) -> Report:
             progress_percentage=progress.percent,
             estimated_remaining_seconds=progress.eta_seconds,
             metrics=tuple(ReportedMetric(name=name, value=f"{value:.12g}") for name, value in _numbers(progress)),
+            choice=ReportedChoice(**progress.choice.model_dump()) if progress.choice else None,
             last_updated_time=now,
         )
     )
@@ -91,6 +101,7 @@ def progress_of(report: Report, earlier: Progress | None = None) -> Progress:
         evaluation=_with_prefix(_EVALUATION_PREFIX, values),
         forgetting=values.get("forgetting"),
         last_checkpoint=_last_checkpoint(values),
+        choice=_choice(status.choice),
         updated=status.last_updated_time,
     )
 
@@ -112,6 +123,15 @@ def _last_checkpoint(values: Mapping[str, float]) -> CheckpointStatus | None:
         return CheckpointStatus(step=step, time=datetime.fromtimestamp(saved_at, UTC))
     except (ValueError, OverflowError, OSError):
         return None  # no time that a calendar has
+
+
+def _choice(reported: ReportedChoice | None) -> StrategyChoice | None:
+    if reported is None:
+        return None
+    try:
+        return StrategyChoice.model_validate(reported.model_dump())
+    except ValidationError:
+        return None  # a strategy that only a newer trainer knows
 
 
 def _numbers(progress: Progress) -> Iterator[tuple[str, float]]:

@@ -12,7 +12,6 @@ from finetune_api.v1alpha1.status import Result
 from finetune_cli.local import Placed
 
 _ROWS: tuple[tuple[str, Callable[[Placed, Result], str]], ...] = (
-    ("strategy", lambda placed, result: placed.run.spec.strategy.name),
     ("metric", lambda placed, result: result.metric),
     ("without a model", lambda placed, result: _number(result.baseline)),
     ("before", lambda placed, result: _number(result.before.get(result.metric))),
@@ -25,14 +24,15 @@ _ROWS: tuple[tuple[str, Callable[[Placed, Result], str]], ...] = (
 )
 
 
-def print_results(console: Console, results: Sequence[tuple[Placed, Result]]) -> None:
-    """Print the results of Complete jobs side by side."""
+def print_results(console: Console, results: Sequence[tuple[Placed, str, Result]]) -> None:
+    """Print the results of Complete jobs, with their strategies' names, side by side."""
     table = Table(title="Results")
     table.add_column("")
-    for placed, _ in results:
+    for placed, _, _ in results:
         table.add_column(placed.run.name, overflow="fold")
+    table.add_row("strategy", *(strategy for _, strategy, _ in results))
     for label, value_of in _ROWS:
-        table.add_row(label, *(value_of(placed, result) for placed, result in results))
+        table.add_row(label, *(value_of(placed, result) for placed, _, result in results))
     console.print(table)
 
 

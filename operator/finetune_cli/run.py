@@ -34,11 +34,17 @@ class LocalJob:
         self.progress: Progress | None = None
         self.result: Result | None = None
 
+    @property
+    def strategy(self) -> str:
+        """The strategy's name; of auto, the chosen one once there is one."""
+        choice = self.progress.choice if self.progress else None
+        return choice.strategy.value if choice else self.placed.run.spec.strategy.name
+
     def sample(self) -> JobSample:
         """The job as the metrics see it."""
         run = self.placed.run
         return JobSample(
-            run.namespace, run.name, run.spec.task, run.spec.strategy.name, run.spec.model.uri,
+            run.namespace, run.name, run.spec.task, self.strategy, run.spec.model.uri,
             self.phase, self.progress, self.result,
         )  # fmt: skip
 
@@ -57,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
             code = _run_job(job, console)
             if code != ExitCode.COMPLETE:
                 break
-    done = [(job.placed, job.result) for job in jobs if job.result is not None]
+    done = [(job.placed, job.strategy, job.result) for job in jobs if job.result is not None]
     if done:
         print_results(console, done)
     return code

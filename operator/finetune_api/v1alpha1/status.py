@@ -62,6 +62,23 @@ class CheckpointStatus(Contract):
     """When it was completed."""
 
 
+class ChosenStrategy(StrEnum):
+    """What strategy.auto may choose."""
+
+    FULL = "Full"
+    BOTTLENECK = "Bottleneck"
+    LORA = "LoRA"
+
+
+class StrategyChoice(Contract):
+    """What strategy.auto chose. A restart elsewhere does not change it."""
+
+    strategy: ChosenStrategy
+    """The strategy, with its defaults."""
+    reason: Annotated[str, Field(min_length=1, max_length=512)]
+    """Why, with the figures that decided."""
+
+
 class Progress(Contract):
     """How far training is. Numbers that are not finite are absent."""
 
@@ -93,6 +110,8 @@ class Progress(Contract):
     """Drop of the deciding metric on the retention rows; of loss and perplexity, the relative rise."""
     last_checkpoint: CheckpointStatus | None = None
     """The newest checkpoint."""
+    choice: StrategyChoice | None = None
+    """What strategy.auto chose, and why."""
     updated: AwareDatetime | None = None
     """When this was true."""
 
@@ -136,7 +155,7 @@ class FineTuneJobStatus(Contract):
     phase: Phase | None = None
     """The conditions as one word."""
     strategy: Text | None = None
-    """The strategy as one word."""
+    """The strategy as one word; of auto, the chosen one once there is one."""
     start_time: AwareDatetime | None = None
     """When the first pod started."""
     completion_time: AwareDatetime | None = None

@@ -281,10 +281,10 @@ class Preference(StrEnum):
 
 
 class AutoStrategy(Contract):
-    """Let the trainer choose by data, model and resources; the choice and its reason go into status."""
+    """Let the trainer choose full tuning or adapters by data, model and memory; the choice and why go into status."""
 
     prefer: Preference = Preference.ACCURACY
-    """What to favour."""
+    """What to favour where both fit into memory; Cost takes adapters."""
 
 
 class Strategy(Contract):

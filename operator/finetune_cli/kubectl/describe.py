@@ -58,6 +58,8 @@ def _print_facts(facts: Facts, console: Console) -> None:
 def _facts(facts: Facts) -> Iterator[tuple[str, str]]:
     spec, status, now = facts.spec, facts.status, utc_now()
     yield "Task", f"{spec.get('task')}, strategy {status.strategy or '-'}"
+    if status.progress and (choice := status.progress.choice):
+        yield "Chosen", f"{choice.strategy}, by strategy.auto: {choice.reason}"
     yield "Model", str(spec.get("model", {}).get("uri"))
     yield "Data", str(spec.get("data", {}).get("train", {}).get("uri"))
     yield "Output", str(spec.get("output", {}).get("uri"))

@@ -10,7 +10,7 @@ from typing import Any
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.v1alpha1.job import METRICS_OF_TASK, Task
-from finetune_api.v1alpha1.status import ConditionStatus, FineTuneJobStatus, Phase
+from finetune_api.v1alpha1.status import ChosenStrategy, ConditionStatus, FineTuneJobStatus, Phase
 from finetune_operator.plan.stored import read_status
 
 _CODES = {code.reason: code for code in ExitCode}
@@ -43,6 +43,16 @@ class Facts:
         """The spec as stored."""
         spec: Mapping[str, Any] = self.body.get("spec", {})
         return spec
+
+    @property
+    def trained_spec(self) -> Mapping[str, Any]:
+        """The spec, with the strategy that strategy.auto chose."""
+        choice = self.status.progress.choice if self.status.progress else None
+        if choice is None or "auto" not in self.spec.get("strategy", {}):
+            return self.spec
+        is_full = choice.strategy == ChosenStrategy.FULL
+        chosen: Mapping[str, Any] = {"full": {}} if is_full else {"adapter": {"type": choice.strategy.value}}
+        return {**self.spec, "strategy": chosen}
 
     @cached_property
     def status(self) -> FineTuneJobStatus:

@@ -35,7 +35,7 @@ def result(cluster: Cluster, namespace: str, name: str, console: Console) -> int
     steps = f"{found.steps}{' (stopped early)' if found.stopped_early else ''}"
     say(console, f"\n{found.trainable_parameters:,} of {found.total_parameters:,} parameters trained ({share:.2%}), "
          f"{steps} steps in {duration(round(found.duration_seconds))}")  # fmt: skip
-    say(console, f"Model   {found.uri}\n        {found.digest}\n\n{how_to_load(facts.spec, found.uri)}")
+    say(console, f"Model   {found.uri}\n        {found.digest}\n\n{how_to_load(facts.trained_spec, found.uri)}")
     return 0
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from finetune_api.documents import write_document
+from finetune_api.problems import printable
 from finetune_api.run import Run
 from finetune_api.v1alpha1.job import Task
-from finetune_api.v1alpha1.status import Result
+from finetune_api.v1alpha1.status import Result, StrategyChoice
 from finetune_api.values import finite_or_none
 from finetune_trainer.tasks import Task as TaskData
 
@@ -50,8 +51,13 @@ ends = GenerationConfig.from_pretrained(directory).eos_token_id
 """
 
 
-def model_card(run: Run, result: Result, task: TaskData, loader: str, difference: float) -> str:
-    """README.md of an exported model, in the form the Hugging Face hub reads."""
+def model_card(
+    run: Run, result: Result, task: TaskData, loader: str, difference: float, choice: StrategyChoice | None = None
+) -> str:
+    """README.md of an exported model, in the form the Hugging Face hub reads.
+
+    `choice` says why the run has its strategy, where strategy.auto chose it.
+    """
     spec = run.spec
     header = {
         "base_model": spec.model.uri.removeprefix("hf://") if spec.model.uri.startswith("hf://") else spec.model.uri,
@@ -63,15 +69,15 @@ def model_card(run: Run, result: Result, task: TaskData, loader: str, difference
     return f"""---
 {write_document(header)}---
 
-# {run.name}
+# {printable(run.name)}
 
-Tuned by FineTuneJob `{run.namespace}/{run.name}`: {spec.task}, strategy {spec.strategy.name}.
+Tuned by FineTuneJob `{printable(f"{run.namespace}/{run.name}")}`: {spec.task}, strategy {spec.strategy.name}.
 
 | | before | after |
 |---|---|---|
 {_metric_rows(result)}
 
-{_notes(result, task.labels)}\
+{_notes(result, task.labels, choice)}\
 - Steps: {result.steps}{", stopped early" if result.stopped_early else ""}; time: {result.duration_seconds:.0f} s.
 - Trained parameters: {result.trainable_parameters:,} of {result.total_parameters:,} ({share:.2%}).
 - Reloaded in a fresh process: largest difference of a logit {difference:.2g}.
@@ -91,13 +97,13 @@ Tuned by FineTuneJob `{run.namespace}/{run.name}`: {spec.task}, strategy {spec.s
 """
 
 
-def _notes(result: Result, labels: Sequence[str]) -> str:
-    """Lines on what there is for some tasks only."""
-    notes = []
+def _notes(result: Result, labels: Sequence[str], choice: StrategyChoice | None) -> str:
+    """Lines on what there is for some jobs only."""
+    notes = [f"{choice.strategy} was chosen by strategy.auto: {choice.reason}."] if choice else []
     if result.baseline is not None:
         notes.append(f"{result.metric} without a model (always the most frequent answer): {_number(result.baseline)}.")
     if labels:
-        notes.append(f"Labels: {', '.join(labels[:20])}{', ...' if len(labels) > 20 else ''}.")
+        notes.append(f"Labels: {printable(', '.join(labels[:20]))}{', ...' if len(labels) > 20 else ''}.")
     if (divergence := result.forgetting.get("klToBase")) is not None:
         notes.append(f"KL(tuned || base) on the evaluation rows: {_number(divergence)} nats a prediction.")
     if {"before", "after"} <= result.forgetting.keys():
@@ -113,7 +119,7 @@ def _metric_rows(result: Result) -> str:
 
 
 def _lines(items: Sequence[str]) -> str:
-    return "\n".join(f"- {item}" for item in items)
+    return "\n".join(f"- {printable(item)}" for item in items)
 
 
 def _number(value: float | None) -> str:

@@ -62,4 +62,4 @@ def prepare(
         from finetune_trainer.strategies.adapter import prepare_adapter
 
         return prepare_adapter(strategy.adapter, run, loaded, model_directory, note)
-    raise NotImplementedError(strategy.name)  # refused when the manifest is validated
+    raise NotImplementedError(strategy.name)  # auto has become one of these by now

@@ -1,0 +1,1 @@
+"""strategy.auto: the strategy is chosen by the data, the model and the memory, once a job, with its reason."""

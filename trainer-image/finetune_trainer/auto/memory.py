@@ -1,0 +1,66 @@
+"""How much memory training needs, by a formula, in bytes.
+
+Legend: P parameters of the model, T trained ones, s tokens of a row, b rows, h hidden size, a attention heads.
+"""
+
+from __future__ import annotations
+
+from finetune_trainer.auto.facts import Facts, Load
+
+_FLOAT = 4
+_STATE = 12
+"""Of each trained parameter in float32, its gradient and AdamW's two moments (Rajbhandari et al. 2020, section 3.1)."""
+_COPY_OF_MOMENTS = 8
+"""Of each trained parameter: what a checkpoint is written from."""
+_TRAINING_LOGITS = 16
+"""Of each logit: as computed, as log-probability, and the gradients of both, in float32."""
+_EVALUATION_LOGITS = 12
+"""Of each logit: as computed, and as log-probability, once for the loss and once for the divergence."""
+
+
+def full_tuning_bytes(facts: Facts) -> int:
+    """What full tuning needs."""
+    return _peak(facts, added=0, trained=facts.model.parameters)
+
+
+def adapter_bytes(facts: Facts, parameters: int) -> int:
+    """What adapters of so many parameters need. Activations are those of full tuning: gradients go as far down."""
+    return _peak(facts, added=parameters, trained=parameters)
+
+
+def evaluation_takes_more(facts: Facts) -> bool:
+    """Whether an evaluation's batch takes more than a training step's."""
+    return _evaluation_bytes(facts) > _training_bytes(facts)
+
+
+def _peak(facts: Facts, added: int, trained: int) -> int:
+    """Weights, gradients and moments, and the most that a training step, an evaluation or a checkpoint adds to them."""
+    is_cast = facts.device.activation_bytes < _FLOAT  # autocast keeps a copy of each weight
+    weight = _FLOAT + is_cast * facts.device.activation_bytes
+    kept = weight * (facts.model.parameters + added) + _STATE * trained
+    saving = _COPY_OF_MOMENTS * trained - _FLOAT * trained  # gradients are gone by then
+    return kept + max(_training_bytes(facts), _evaluation_bytes(facts), saving)
+
+
+def _training_bytes(facts: Facts) -> int:
+    activations = facts.model.layers * _layer_bytes(facts, facts.training)
+    return activations + _TRAINING_LOGITS * _logits(facts, facts.training)
+
+
+def _evaluation_bytes(facts: Facts) -> int:
+    return _layer_bytes(facts, facts.evaluation) + _EVALUATION_LOGITS * _logits(facts, facts.evaluation)
+
+
+def _layer_bytes(facts: Facts, load: Load) -> int:
+    """A layer's activations: s b h (34 + 5 a s / h) in 16 bits (Korthikanti et al. 2022, arXiv 2205.05198, eq. 2).
+
+    The second term is of the attention weights, which fused attention never keeps.
+    """
+    model = facts.model
+    attention = 5 * model.heads * load.tokens / model.hidden_size if facts.device.keeps_attention else 0.0
+    in_16_bits = load.tokens * load.rows * model.hidden_size * (34 + attention)
+    return round(in_16_bits * facts.device.activation_bytes / 2)
+
+
+def _logits(facts: Facts, load: Load) -> int:
+    return load.rows * load.units * facts.model.outputs
