@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 from pydantic import ValidationError
 
+from finetune_api.logs import log_to
 from finetune_operator.host.app import App, LostLease
 from finetune_operator.host.settings import PREFIX, OperatorSettings, from_environment
 
@@ -27,7 +28,7 @@ def main() -> int:
     """Run until a signal or a failure; returns the exit code."""
     # A page of a list makes tens of thousands of objects, and none is garbage that reference counting would miss.
     gc.set_threshold(_GC_THRESHOLD)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    log_to(sys.stderr, "%(asctime)s %(levelname)s %(name)s %(message)s")
     # One line for every event of every object says nothing that the objects do not say.
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)
     try:

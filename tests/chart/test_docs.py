@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +12,9 @@ import yaml
 
 from chart.rendering import FOLDER, ROOT, Chart
 from finetune_api.manifest import parse_job
+from testbed.prometheus import program
 
-DOCS = [ROOT / "docs" / name for name in ("installing.md", "gitops.md")] + [FOLDER / "README.md"]
+DOCS = [ROOT / "docs" / name for name in ("installing.md", "gitops.md", "monitoring.md")] + [FOLDER / "README.md"]
 TEXT = {path.name: path.read_text() for path in DOCS}
 VALUES: dict[str, Any] = yaml.safe_load((FOLDER / "values.yaml").read_text())
 
@@ -26,8 +29,8 @@ def documents(name: str) -> list[Any]:
 
 def test_every_value_that_is_named_is_one() -> None:
     text = "\n".join(TEXT.values())
-    named = re.findall(r"--set ([A-Za-z.]+)=", text) + re.findall(
-        r"`((?:progress|networkPolicy|monitoring|admissionPolicy|image|trainer|crd|rbac)\.[A-Za-z.]+)(?:=[^`]*)?`",
+    named = re.findall(r"--set\s([A-Za-z.]+)=", text) + re.findall(
+        r"`((?:progress|tls(?!\.(?:crt|key)`)|metrics|health|networkPolicy|monitoring|admissionPolicy|image|trainer|crd|rbac)\.[A-Za-z.]+)(?:=[^`]*)?`",
         text,
     )
     assert len(named) > 10
@@ -48,7 +51,7 @@ def test_the_manifests_of_the_quick_starts_are_valid() -> None:
 def test_the_values_of_the_examples_are_taken(chart: Chart) -> None:
     digest = "sha256:" + "0a" * 32
     examples = [each for name in ("installing.md", "gitops.md") for each in documents(name) if set(each) <= set(VALUES)]
-    assert len(examples) == 2
+    assert len(examples) == 3
     for values in examples:
         for image in (values.get("image", {}), values.get("trainer", {}).get("image", {})):
             if "digest" in image:
@@ -56,7 +59,16 @@ def test_the_values_of_the_examples_are_taken(chart: Chart) -> None:
         assert chart.render(values)
 
 
-@pytest.mark.parametrize("name", ["installing.md", "gitops.md"])
+def test_prometheus_takes_the_scrape_config(tmp_path: Path) -> None:
+    [found] = [each for each in documents("monitoring.md") if "scrape_configs" in each]
+    assert found["scrape_configs"][0].pop("kubernetes_sd_configs")  # Debian's build has no such discovery
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(found))
+    command = [program("promtool"), "check", "config", "--syntax-only", str(tmp_path / "prometheus.yml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["installing.md", "gitops.md", "monitoring.md"])
 def test_links_and_folders_are_there(name: str) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", TEXT[name]):
         assert (ROOT / "docs" / target).exists(), target

@@ -11,7 +11,7 @@ import pytest
 from chart.rendering import Chart, Object, find_kubectl, kustomize
 from testbed.binaries import BinariesUnavailableError, find
 
-SECRET = {"progress": {"tls": {"source": "Secret"}}}
+SECRET = {"tls": {"source": "Secret"}}
 PAIRS = {
     "base": SECRET,
     "overlays/namespaced": {**SECRET, "watchNamespace": "finetune-jobs"},

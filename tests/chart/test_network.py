@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 from typing import Any
 
+import pytest
+
 from chart.rendering import Chart, Object, of_kind, one
 from chart.value_sets import VALUE_SETS
 
@@ -40,6 +42,7 @@ def allows(rules: list[Object], side: str, peer: Any, port: int, own: dict[str, 
     return any(is_port(rule) and (side not in rule or any(map(is_peer, rule[side]))) for rule in rules)
 
 
+@pytest.mark.security(22)
 def test_the_operator_is_closed_but_for_reports_and_scrapes(chart: Chart) -> None:
     found = chart.render(VALUE_SETS["closed-tightly"])
     policy = next(each for each in of_kind(found, "NetworkPolicy") if each["metadata"]["name"] == "finetune-operator")
@@ -56,10 +59,12 @@ def test_the_operator_is_closed_but_for_reports_and_scrapes(chart: Chart) -> Non
 
     assert comes_in(TEAM, TRAINER, 8443)
     assert comes_in(own, pod, 8443)
-    assert comes_in(MONITORING, STRANGER, 8080)
+    assert comes_in(MONITORING, STRANGER, 8444)
     assert not comes_in(TEAM, STRANGER, 8443)
-    assert not comes_in(TEAM, TRAINER, 8080)
-    assert not comes_in(TEAM, STRANGER, 8080)
+    for port in (8080, 8444):
+        assert not comes_in(TEAM, TRAINER, port)
+        assert not comes_in(TEAM, STRANGER, port)
+    assert not comes_in(MONITORING, STRANGER, 8080)
     assert goes_out("10.0.0.1", 6443)
     assert goes_out("fd00::1", 6443)
     assert goes_out((own, pod), 8443)
@@ -69,6 +74,7 @@ def test_the_operator_is_closed_but_for_reports_and_scrapes(chart: Chart) -> Non
     assert not goes_out((TEAM, TRAINER), 8443)
 
 
+@pytest.mark.security(22)
 def test_training_pods_reach_the_hub_and_no_private_address(chart: Chart) -> None:
     found = chart.render(VALUE_SETS["closed-tightly"])
     policies = [each for each in of_kind(found, "NetworkPolicy") if each["metadata"]["name"].endswith("-training")]
@@ -102,4 +108,7 @@ def test_without_limits_the_api_server_may_be_anywhere(chart: Chart) -> None:
     for port in (443, 6443):
         assert allows(policy["spec"]["egress"], "to", "10.1.2.3", port, {})
     assert not allows(policy["spec"]["egress"], "to", "10.1.2.3", 80, {})
+    assert allows(policy["spec"]["ingress"], "from", (TEAM, STRANGER), 8444, {})
+    policy = one(chart.render(VALUE_SETS["closed-plain"]), "NetworkPolicy")
     assert allows(policy["spec"]["ingress"], "from", (TEAM, STRANGER), 8080, {})
+    assert not allows(policy["spec"]["ingress"], "from", (TEAM, STRANGER), 8444, {})

@@ -65,13 +65,13 @@ def test_every_setting_can_be_given(chart: Chart) -> None:
 def test_settings_reach_the_operator(chart: Chart) -> None:
     settings = from_environment(environment(render(chart, "settings")))
     assert (settings.workers, settings.resync_seconds, settings.lease_seconds) == (4, 60.5, 30)
-    assert settings.http_port == 9090
+    assert (settings.http_port, settings.metrics_port) == (9090, 9443)
     assert from_environment(environment(render(chart, "one-namespace"))).watch_namespace == "team-a"
     assert from_environment(environment(render(chart, "tags"))).image_pull_policy == "Never"
 
 
 def test_defaults_are_the_operators_own(chart: Chart) -> None:
-    ours = from_environment(environment(render(chart, "silent")))
+    ours = from_environment(environment(render(chart, "plain")))
     given_by_the_pod = {"trainer_image": ours.trainer_image, "identity": "pod-1", "pod_ip": "10.0.0.7"}
     assert ours == OperatorSettings(**given_by_the_pod)
 
@@ -107,8 +107,8 @@ def test_selectors_find_the_pods(rendered: list[Object]) -> None:
 
 def test_probes_and_services_name_ports_that_are_there(rendered: list[Object]) -> None:
     ports = {port["name"]: port["containerPort"] for port in container(rendered)["ports"]}
-    assert container(rendered)["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "metrics"}
-    assert container(rendered)["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "metrics"}
+    assert container(rendered)["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "health"}
+    assert container(rendered)["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "health"}
     for service in of_kind(rendered, "Service"):
         for port in service["spec"]["ports"]:
             assert port["port"] == ports[port["targetPort"]]
@@ -190,21 +190,23 @@ def certificate(secret: Object, folder: Path) -> str:
     ("values", "name"),
     [
         ("defaults", "DNS:finetune-operator-progress.finetune-system.svc,"),
+        ("defaults", "DNS:finetune-operator-metrics.finetune-system.svc,"),
+        ("silent", "DNS:finetune-operator-metrics.finetune-system.svc,"),
+        ("plain-metrics", "DNS:finetune-operator-progress.finetune-system.svc,"),
         ("own-address", "IP Address:10.96.0.50"),
         ("own-name", "DNS:progress.example.com"),
     ],
 )
-def test_a_self_signed_certificate_names_what_pods_are_told(
+def test_a_self_signed_certificate_names_what_pods_and_prometheus_are_told(
     chart: Chart, tmp_path: Path, values: str, name: str
 ) -> None:
     found = render(chart, values)
     secret = one(found, "Secret")
     assert secret["type"] == "kubernetes.io/tls"
-    assert name in certificate(secret, tmp_path)
-    annotations = one(found, "Deployment")["spec"]["template"]["metadata"]["annotations"]
-    assert annotations["finetune-operator.io/certificate-names"] == secret["metadata"]["annotations"][
-        "finetune-operator.io/names"
-    ]  # fmt: skip
+    text = certificate(secret, tmp_path)
+    assert name in text
+    for each in secret["metadata"]["annotations"]["finetune-operator.io/names"].split(","):
+        assert each in text, "by this annotation an upgrade judges whether it must be made anew"
 
 
 @pytest.mark.parametrize("values", ["defaults", "existing-secret", "cert-manager", "cert-manager-elsewhere"])
@@ -219,7 +221,7 @@ def test_the_certificate_is_mounted_from_where_it_is(chart: Chart, values: str) 
 @pytest.mark.parametrize("values", ["existing-secret", "cert-manager", "silent", "monitored"])
 def test_tools_that_ask_no_cluster_render_the_same_each_time(chart: Chart, values: str, tmp_path: Path) -> None:
     """Argo CD compares what it renders: only a self-signed certificate is another each time."""
-    given = {"progress": {"tls": {"source": "Secret"}}, **VALUE_SETS[values]}
+    given = {"tls": {"source": "Secret"}, **VALUE_SETS[values]}
     (tmp_path / "values.yaml").write_text(yaml.safe_dump(given))
     command = ("template", "tuner", str(FOLDER), f"--values={tmp_path / 'values.yaml'}")
     assert chart.run(*command) == chart.run(*command)
@@ -229,11 +231,25 @@ def test_an_authority_that_everybody_knows_is_not_given_to_pods(chart: Chart) ->
     assert "FINETUNE_PROGRESS_CA" not in environment(render(chart, "public-authority"))
 
 
-def test_without_progress_there_is_neither_port_nor_certificate(chart: Chart) -> None:
+def test_without_progress_there_is_no_port_for_it(chart: Chart) -> None:
     found = render(chart, "silent")
-    assert not of_kind(found, "Secret")
     assert [service["metadata"]["name"] for service in of_kind(found, "Service")] == ["finetune-operator-metrics"]
     assert not [name for name in environment(found) if "PROGRESS" in name]
+
+
+def test_with_nothing_over_tls_there_is_no_certificate(chart: Chart) -> None:
+    found = render(chart, "plain")
+    assert not of_kind(found, "Secret")
+    assert "volumes" not in one(found, "Deployment")["spec"]["template"]["spec"]
+
+
+@pytest.mark.parametrize(("values", "port"), [("defaults", 8444), ("plain-metrics", 8080)])
+def test_the_metrics_service_leads_to_where_the_metrics_are(chart: Chart, values: str, port: int) -> None:
+    found = render(chart, values)
+    [service] = one(found, "Service", "finetune-operator-metrics")["spec"]["ports"]
+    settings = from_environment(environment(found))
+    served = settings.metrics_port if settings.metrics_certificate else settings.http_port
+    assert (service["port"], served) == (port, port)
 
 
 @pytest.mark.parametrize(
@@ -287,3 +303,28 @@ def test_the_service_monitor_finds_the_metrics_and_nothing_else(chart: Chart) ->
     ]
     assert services == ["finetune-operator-metrics"]
     assert monitor["endpoints"][0]["interval"] == "10s"
+
+
+def endpoint(found: list[Object]) -> Object:
+    only: list[Object] = one(found, "ServiceMonitor")["spec"]["endpoints"]
+    assert len(only) == 1
+    return only[0]
+
+
+def test_prometheus_verifies_the_certificate_by_a_name_that_it_has(chart: Chart, tmp_path: Path) -> None:
+    found = render(chart, "monitored")
+    tls, secret = endpoint(found)["tlsConfig"], one(found, "Secret")
+    assert endpoint(found)["scheme"] == "https"
+    assert f"DNS:{tls['serverName']}," in certificate(secret, tmp_path)
+    assert tls["ca"]["secret"] == {"name": secret["metadata"]["name"], "key": "ca.crt"}
+
+
+def test_prometheus_is_told_another_name_token_and_authority_where_they_are_others(chart: Chart) -> None:
+    found = endpoint(render(chart, "public-authority"))
+    assert found["tlsConfig"] == {"serverName": "tuner.example.com"}
+    assert found["authorization"] == {"credentials": {"name": "scraper", "key": "token"}}
+    assert "bearerTokenFile" not in found
+
+
+def test_plain_metrics_are_scraped_plainly(chart: Chart) -> None:
+    assert set(endpoint(render(chart, "monitored-plain"))) == {"port", "interval", "honorLabels"}

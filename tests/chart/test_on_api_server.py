@@ -33,13 +33,21 @@ def array(of: Object) -> Object:
 
 
 RULE = fields(alert=TEXT, expr=TEXT, labels=LABELS, annotations=LABELS, keep_firing_for=TEXT, **{"for": TEXT})
+KEY = fields(name=TEXT, key=TEXT)
+ENDPOINT = fields(
+    port=TEXT,
+    interval=TEXT,
+    honorLabels=FLAG,
+    scheme={**TEXT, "enum": ["http", "https"]},
+    bearerTokenFile=TEXT,
+    authorization=fields(type=TEXT, credentials=KEY),
+    tlsConfig=fields(serverName=TEXT, ca=fields(secret=KEY)),
+)
 # What other operators bring: the fields of their published schemas that are used here. Any other is refused as unknown.
 FOREIGN_KINDS = {
     "ServiceMonitor": (
         "monitoring.coreos.com",
-        fields(
-            selector=fields(matchLabels=LABELS), endpoints=array(fields(port=TEXT, interval=TEXT, honorLabels=FLAG))
-        ),
+        fields(selector=fields(matchLabels=LABELS), endpoints=array(ENDPOINT)),
     ),
     "PrometheusRule": (
         "monitoring.coreos.com",
@@ -119,6 +127,7 @@ def pod_of(found: list[Object]) -> Object:
     return {"apiVersion": "v1", "kind": "Pod", **template}
 
 
+@pytest.mark.security(22)
 @pytest.mark.parametrize("values", VALUE_SETS)
 def test_every_object_is_accepted_without_a_warning(chart: Chart, server: ApiServer, values: str) -> None:
     found = chart.render(VALUE_SETS[values])
@@ -214,6 +223,7 @@ def test_the_specs_have_every_uri() -> None:
     assert len(seen) >= 9
 
 
+@pytest.mark.security(23)
 @pytest.mark.parametrize("name", VALID_SPECS)
 def test_what_is_allowed_passes_and_each_foreign_uri_is_refused_by_name(policies: ApiServer, name: str) -> None:
     assert judged(policies, sources_of(name, {})) == ""
@@ -243,6 +253,7 @@ def training_pod(image: str, label: str = "finetune-operator.io/job-name") -> Ob
     }
 
 
+@pytest.mark.security(23)
 def test_training_pods_run_allowed_images_only(policies: ApiServer) -> None:
     for image in ("localhost/finetune-trainer:0.1.0", "registry.example.com/trainer:2"):
         assert judged(policies, training_pod(image)) == ""

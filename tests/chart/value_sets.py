@@ -5,32 +5,41 @@ from __future__ import annotations
 from typing import Any
 
 ON = {"enabled": True}
+PLAIN = {"progress": {"enabled": False}, "metrics": {"secure": False}}
+"""Nothing is served over TLS."""
+READERS = [{"namespace": "monitoring", "name": "prometheus"}, {"namespace": "team-a", "name": "scraper"}]
 DIGEST = "sha256:" + "0a" * 32
 
 VALUE_SETS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "one-namespace": {"watchNamespace": "team-a"},
-    "one-namespace-silent": {"watchNamespace": "team-a", "progress": {"enabled": False}},
+    "one-namespace-plain": {"watchNamespace": "team-a", **PLAIN},
+    "plain": PLAIN,
     "silent": {"progress": {"enabled": False}},
-    "existing-secret": {"progress": {"tls": {"source": "Secret", "secretName": "mine"}}},
-    "public-authority": {"progress": {"tls": {"source": "Secret", "caKey": ""}}},
-    "cert-manager": {"progress": {"tls": {"source": "CertManager", "certManager": {"issuerName": "internal"}}}},
-    "cert-manager-elsewhere": {
-        "progress": {
-            "url": "https://10.96.0.50:8443",
-            "tls": {
-                "source": "CertManager",
-                "secretName": "own",
-                "certManager": {
-                    "issuerName": "internal",
-                    "issuerKind": "ClusterIssuer",
-                    "duration": "2160h",
-                    "renewBefore": "360h",
-                },
-            },
-        }
+    "plain-metrics": {"metrics": {"secure": False}},
+    "existing-secret": {"tls": {"source": "Secret", "secretName": "mine"}},
+    "public-authority": {
+        "tls": {"source": "Secret", "caKey": ""},
+        "progress": {"url": "https://tuner.example.com:8443"},
+        "monitoring": {"serviceMonitor": {**ON, "serverName": "tuner.example.com", "tokenSecret": "scraper"}},
     },
-    "short-lived": {"progress": {"tls": {"validityDays": 30}}},
+    "cert-manager": {"tls": {"source": "CertManager", "certManager": {"issuerName": "internal"}}},
+    "cert-manager-elsewhere": {
+        "progress": {"url": "https://10.96.0.50:8443"},
+        "tls": {
+            "source": "CertManager",
+            "secretName": "own",
+            "certManager": {
+                "issuerName": "internal",
+                "issuerKind": "ClusterIssuer",
+                "duration": "2160h",
+                "renewBefore": "360h",
+            },
+        },
+    },
+    "short-lived": {"tls": {"validityDays": 30}},
+    "read": {"metrics": {"readers": READERS}},
+    "one-namespace-read": {"watchNamespace": "team-a", "metrics": {"readers": READERS}},
     "own-address": {"progress": {"url": "https://10.96.0.50:8443", "service": {"clusterIP": "10.96.0.50"}}},
     "own-name": {"progress": {"url": "https://progress.example.com", "port": 9443}},
     "without-crd": {"crd": {"install": False}},
@@ -46,7 +55,13 @@ VALUE_SETS: dict[str, dict[str, Any]] = {
         "imagePullSecrets": ["registry"],
     },
     "tags": {"image": {"tag": "1.2.3"}, "trainer": {"image": {"tag": "4.5.6", "pullPolicy": "Never"}}},
-    "settings": {"workers": 4, "resyncSeconds": 60.5, "leaseSeconds": 30, "metrics": {"port": 9090}},
+    "settings": {
+        "workers": 4,
+        "resyncSeconds": 60.5,
+        "leaseSeconds": 30,
+        "health": {"port": 9090},
+        "metrics": {"port": 9443},
+    },
     "placed": {
         "nodeSelector": {"pool": "system"},
         "tolerations": [{"key": "system", "operator": "Exists", "effect": "NoSchedule"}],
@@ -57,6 +72,7 @@ VALUE_SETS: dict[str, dict[str, Any]] = {
     },
     "unlimited": {"resources": {"requests": {"cpu": "", "memory": ""}, "limits": {"memory": ""}}},
     "closed": {"networkPolicy": ON},
+    "closed-plain": {"networkPolicy": ON, **PLAIN},
     "closed-tightly": {
         "networkPolicy": {
             **ON,
@@ -72,6 +88,7 @@ VALUE_SETS: dict[str, dict[str, Any]] = {
             "dashboards": {**ON, "annotations": {"grafana_folder": "ML"}},
         }
     },
+    "monitored-plain": {"monitoring": {"serviceMonitor": ON}, **PLAIN},
     "policies": {
         "admissionPolicy": {
             "sources": {**ON, "models": ["hf://allowed/"], "data": ["pvc://data/"], "outputs": ["pvc://models/"]},

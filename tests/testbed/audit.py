@@ -28,10 +28,15 @@ POLICY = {
             "verbs": ["get", "list", "watch"],
             "resources": [{"group": group} for group in ("", "batch", "coordination.k8s.io", "finetune-operator.io")],
         },
+        # Who makes pods here is the controllers' administrator; what Pod Security says about them stands beside it.
+        {"level": "Metadata", "verbs": ["create"], "resources": [{"group": "", "resources": ["pods"]}]},
         {"level": "None"},
     ],
 }
+_ACCOUNTS = "system:serviceaccount:"
 _CREDENTIAL = "authentication.kubernetes.io/credential-id"
+_DECISION = "authorization.k8s.io/decision"
+_VIOLATIONS = "pod-security.kubernetes.io/audit-violations"
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,18 @@ class Write:
     namespace: str
     name: str
     code: int
+    authorized: bool
+    """False when its user lacks the right; what is authorized may still be refused by admission."""
+
+
+@dataclass(frozen=True)
+class Admission:
+    """A pod or a Job that somebody asked for."""
+
+    namespace: str
+    resource: str
+    violation: str
+    """Of the Pod Security Standard that the namespace is labelled to be audited by; empty for none."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +79,7 @@ class AuditLog:
             write
             for write in self.requests()
             if write.code < 300
-            and write.resource not in ("leases", "tokenreviews")
+            and write.resource not in ("leases", "tokenreviews", "subjectaccessreviews")
             and credential in (None, write.credential)
             and (since is None or write.time >= since)
         ]
@@ -73,11 +90,22 @@ class AuditLog:
 
     def everything(self) -> Iterator[Write]:
         """The operator's reading requests too."""
+        return (_write(event) for event in self._events() if event["user"]["username"].startswith(_ACCOUNTS))
+
+    def admissions(self) -> Iterator[Admission]:
+        """Every pod that anybody, and every Job that a service account asked for."""
+        for event in self._events():
+            target = event.get("objectRef", {})
+            if event["verb"] == "create" and target.get("resource") in ("pods", "jobs") and "subresource" not in target:
+                violation = event.get("annotations", {}).get(_VIOLATIONS, "")
+                yield Admission(target["namespace"], target["resource"], violation)
+
+    def _events(self) -> Iterator[dict[str, Any]]:
         if not self.path.exists():
             return
         for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
-                yield _write(json.loads(line))
+                yield json.loads(line)
             except ValueError:
                 continue  # the last line, half written
 
@@ -102,4 +130,5 @@ def _write(event: dict[str, Any]) -> Write:
         namespace=target.get("namespace", ""),
         name=target.get("name", ""),
         code=event.get("responseStatus", {}).get("code", 0),
+        authorized=event.get("annotations", {}).get(_DECISION) != "forbid",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
 import ssl
@@ -11,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from .apiserver import ApiServer
@@ -71,6 +72,7 @@ class OperatorProcess:
         self.credential = credential_of(self.token)
         self.port = free_port()
         self.progress_port = free_port()
+        self.metrics_port = free_port()
         kubeconfig = server.folder / f"{identity}.kubeconfig"
         server.write_kubeconfig(kubeconfig, self.token, api_url)
         self._process = ServerProcess(
@@ -87,6 +89,7 @@ class OperatorProcess:
             "operator_namespace": NAMESPACE,
             "identity": self.identity,
             "progress_port": self.progress_port,
+            "metrics_port": self.metrics_port,
             "progress_url": f"https://{self.server.address}:{self.progress_port}",
             # The API server's certificate is one for this address, which is all that matters here.
             "progress_certificate": self.server.ca_file,
@@ -119,8 +122,11 @@ class OperatorProcess:
         )
 
     def serves(self) -> bool:
-        """Whether its metrics can be scraped."""
-        return bool(self.metrics())
+        """Whether it answers probes."""
+        try:
+            return self.health()[0] == http.HTTPStatus.OK
+        except OSError:
+            return False
 
     def metrics(self, accept: str = "text/plain") -> str:
         """What /metrics says now; empty when it does not answer."""
@@ -132,6 +138,16 @@ class OperatorProcess:
         except (urllib.error.URLError, OSError):
             return ""
         return text
+
+    def scrape(self, token: str = "", ca_file: Path | None = None) -> tuple[int, str]:
+        """What /metrics answers where it has a certificate, which is the API server's unless another is told."""
+        tls = ssl.create_default_context(cafile=ca_file or self.server.ca_file)
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        connection = http.client.HTTPSConnection(HOST, self.metrics_port, timeout=10, context=tls)
+        with closing(connection):
+            connection.request("GET", "/metrics", headers=headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's series that have these labels; 0 when there is none."""

@@ -48,13 +48,13 @@ class Prometheus:
 
     @classmethod
     @contextmanager
-    def scraping(cls, target_port: int, folder: Path) -> Iterator[Prometheus]:
-        """Scrape a port's /metrics every second for as long as the with block."""
+    def scraping(cls, target_port: int, folder: Path, **how: Any) -> Iterator[Prometheus]:
+        """Scrape a port's /metrics every second for as long as the with block; `how` goes into its scrape_config."""
         port = free_port()
         configuration = {
             "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
             "scrape_configs": [
-                {"job_name": "finetune-operator", "static_configs": [{"targets": [f"{HOST}:{target_port}"]}]}
+                {"job_name": "finetune-operator", "static_configs": [{"targets": [f"{HOST}:{target_port}"]}], **how}
             ],
         }
         path = folder / "prometheus.yml"

@@ -45,7 +45,11 @@ class Bed:
         self.cluster = MemoryCluster(lambda: at(self.seconds))
         self.store = Store()
         self.reconciler = Reconciler(
-            self.store, self, SETTINGS, lambda: at(self.seconds), applied=lambda *told: self.applied.append(told)
+            self.store,
+            self,
+            lambda: SETTINGS,
+            lambda: at(self.seconds),
+            applied=lambda *told: self.applied.append(told),
         )
         self.list_pages, self.get = self.cluster.list_pages, self.cluster.get
         self.merge_patch, self.delete = self.cluster.merge_patch, self.cluster.delete
@@ -72,7 +76,7 @@ class Bed:
 
     def add_pod(self, pod: PodBuilder) -> None:
         body = pod.of(self.found(JOBS)["metadata"]["uid"]).obj()
-        kept = ("name", "namespace", "labels", "ownerReferences")
+        kept = ("name", "namespace", "labels", "annotations", "ownerReferences")
         self.cluster.add(PODS, {**body, "metadata": {key: body["metadata"][key] for key in kept}})
 
     def look(self) -> None:
@@ -142,7 +146,7 @@ def test_a_job_that_is_there_already_is_adopted_and_judged_before_anything_is_sa
     bed.edit(JOBS, status=ended("Complete"))
     bed.seconds = 60
     # Another replica that has seen neither the Job nor the status.
-    other = Reconciler(blind, bed, SETTINGS, lambda: at(60))
+    other = Reconciler(blind, bed, lambda: SETTINGS, lambda: at(60))
     with pytest.raises(Conflict):
         asyncio.run(other.reconcile(KEY))
     asyncio.run(other.reconcile(KEY))

@@ -44,6 +44,8 @@ def test_values_are_typed() -> None:
         ("PROGRESS_PORT", "x"),
         ("WROKERS", "4"),
         ("PROGRESS_KEY", "tls.key"),
+        ("METRICS_PORT", "65536"),
+        ("METRICS_KEY", "tls.key"),
     ],
 )
 def test_a_wrong_value_is_refused_with_the_variables_name(
@@ -64,22 +66,16 @@ def test_without_an_image_the_operator_says_which_variable_is_missing(
     assert "FINETUNE_TRAINER_IMAGE: Field required" in caplog.text
 
 
-def test_pods_verify_the_progress_server_by_its_authority_or_else_its_certificate(tmp_path: Path) -> None:
-    certificate, authority = tmp_path / "tls.crt", tmp_path / "ca.crt"
-    certificate.write_text("CERTIFICATE")
-    authority.write_text("AUTHORITY")
-    files = {"FINETUNE_PROGRESS_CERTIFICATE": str(certificate), "FINETUNE_PROGRESS_KEY": "tls.key"}
-    given = {**IMAGE, **files, "FINETUNE_PROGRESS_URL": "https://x"}
-    assert from_environment(given).pod_settings().progress_ca == "CERTIFICATE"
-    given["FINETUNE_PROGRESS_CA"] = str(authority)
-    assert from_environment(given).pod_settings().progress_ca == "AUTHORITY"
-    del given["FINETUNE_PROGRESS_URL"]
-    assert from_environment(given).pod_settings().progress_ca == ""
+def test_pods_are_given_an_authority_where_there_is_something_to_verify() -> None:
+    assert from_environment({**IMAGE, "FINETUNE_PROGRESS_URL": "https://x"}).pod_settings("PEM").progress_ca == "PEM"
+    assert from_environment(IMAGE).pod_settings("PEM").progress_ca == ""
 
 
-def test_certificate_without_its_key_is_refused() -> None:
-    with pytest.raises(ValidationError, match="give both FINETUNE_PROGRESS_CERTIFICATE and FINETUNE_PROGRESS_KEY"):
-        from_environment({**IMAGE, "FINETUNE_PROGRESS_CERTIFICATE": "tls.crt"})
+@pytest.mark.parametrize("of", ["METRICS", "PROGRESS"])
+@pytest.mark.parametrize("given", ["CERTIFICATE", "KEY"])
+def test_certificate_without_its_key_is_refused(of: str, given: str) -> None:
+    with pytest.raises(ValidationError, match=f"give both FINETUNE_{of}_CERTIFICATE and FINETUNE_{of}_KEY, or neither"):
+        from_environment({**IMAGE, f"FINETUNE_{of}_{given}": "tls.pem"})
 
 
 def test_settings_do_not_change() -> None:

@@ -17,7 +17,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from finetune_api.v1alpha1.status import Phase, Progress
-from finetune_operator.host.http import make_http_app
+from finetune_operator.host.http import health_routes, make_app, metrics_routes
 from finetune_operator.metrics.exposition import expose
 from finetune_operator.metrics.jobs import JobCollector, JobSample
 from finetune_operator.metrics.operator import OperatorMetrics
@@ -68,6 +68,7 @@ def make_registry(known: list[JobSample]) -> CollectorRegistry:
     return registry
 
 
+@pytest.mark.security(20)
 @pytest.mark.parametrize("accept", ACCEPTED)
 @pytest.mark.parametrize("num_jobs", [0, 1, 100, 101])
 def test_pieces_are_what_is_written_at_once(accept: str, num_jobs: int) -> None:
@@ -118,7 +119,8 @@ def test_the_samples_of_thousands_of_jobs_are_never_in_memory_at_once() -> None:
 
 def serve(registry: CollectorRegistry, test: Callable[[Client], Awaitable[None]]) -> None:
     async def main() -> None:
-        async with TestClient(TestServer(make_http_app(registry, lambda: None))) as client:
+        app = make_app([*metrics_routes(registry), *health_routes(lambda: None)])
+        async with TestClient(TestServer(app)) as client:
             await test(client)
 
     asyncio.run(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 
+import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -59,6 +60,7 @@ def test_a_report_is_seen_at_once() -> None:
     assert 'finetune_job_loss{name="router",namespace="team-a"} 0.25' in scrape(store)
 
 
+@pytest.mark.security(20)
 def test_a_job_that_goes_takes_its_series_along() -> None:
     store = Store()
     store.put_fine_tune_job(make_job().status(complete()).obj())
@@ -67,6 +69,7 @@ def test_a_job_that_goes_takes_its_series_along() -> None:
     assert "router" not in scrape(store)
 
 
+@pytest.mark.security(20)
 def test_a_trainer_cannot_make_series_by_inventing_names() -> None:
     invented = {f"invented_{number}": 1.0 for number in range(31)}
     store = Store()

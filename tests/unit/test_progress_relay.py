@@ -27,7 +27,7 @@ def post(*, acts: bool, leader: str, path: str = PATH, **headers: str) -> tuple[
         return web.Response(text="taken")
 
     async def run() -> tuple[int, str, str | None]:
-        relay = Relay(lambda: acts, lambda: leader, ssl.create_default_context(), "progress.example")
+        relay = Relay(lambda: acts, lambda: leader, ssl.create_default_context, "progress.example")
         app = web.Application(middlewares=[relay.middleware()])
         app.add_routes([web.post("/v1/{namespace}/{name}", taken)])
         async with TestClient(TestServer(app)) as client:
@@ -111,7 +111,7 @@ def test_who_sends_bad_tokens_is_not_passed_on_for_ever_and_others_are(tmp_path:
         there = TestServer(leader, scheme="https")
         await there.start_server(ssl=server_side)
         async with there:
-            relay = Relay(lambda: False, lambda: f"127.0.0.1:{there.port}", client_side, "localhost")
+            relay = Relay(lambda: False, lambda: f"127.0.0.1:{there.port}", lambda: client_side, "localhost")
             app = web.Application(middlewares=[relay.middleware()])
             app.add_routes([web.post("/v1/{namespace}/{name}", judge)])
             async with TestClient(TestServer(app)) as client:

@@ -15,8 +15,9 @@ from finetune_api.trainer_status import MAX_BODY_BYTES, report_of
 from finetune_api.v1alpha1.status import Phase
 from finetune_operator.cluster.client import ClusterError
 from finetune_operator.engine.store import Key, Store
+from finetune_operator.progress.pods import PodIdentity
 from finetune_operator.progress.server import BURST, ProgressServer
-from finetune_operator.progress.tokens import PodIdentity, Throttled, TokenReviewer
+from finetune_operator.progress.tokens import Throttled, TokenReviewer
 from plan_builders import CHILD_UID, JOB_UID, KEY, NOW, make_child, make_job, make_pod, make_progress
 from status_samples import full_status
 
@@ -52,7 +53,7 @@ class Bed:
         self.store.put_pod(make_pod().running().obj())
         self.reported: list[tuple[Key, bool]] = []
         self.counted: Counter[str] = Counter()
-        reviewer = cast("TokenReviewer", Reviewer())
+        reviewer = cast("TokenReviewer[PodIdentity]", Reviewer())
         self.server = ProgressServer(
             self.store,
             reviewer,

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from finetune_operator.cluster.client import TOKEN_REVIEWS, ClusterError, Resource
+from finetune_operator.progress.pods import PodIdentity, identify_pod
 from finetune_operator.progress.sources import REVIEWS_BURST
-from finetune_operator.progress.tokens import CACHE_SECONDS, REFRESH_SECONDS, PodIdentity, Throttled, TokenReviewer
+from finetune_operator.progress.tokens import CACHE_SECONDS, REFRESH_SECONDS, Throttled, TokenReviewer, bearer_token
 
 AUDIENCE = "finetune-operator.io/progress"
 POD = PodIdentity("team-a", "router-0-x", "pod-uid")
@@ -45,7 +46,7 @@ class Bed:
     def __init__(self, status: dict[str, Any] | None) -> None:
         self.seconds = 0.0
         self.reviews = Reviews(status)
-        self.reviewer = TokenReviewer(self.reviews, AUDIENCE, lambda: self.seconds)
+        self.reviewer = TokenReviewer(self.reviews, AUDIENCE, identify_pod, clock=lambda: self.seconds)
 
     def identify(self, text: str = "a token", address: str | None = None) -> PodIdentity | None:
         return asyncio.run(self.reviewer.identify(text, address))
@@ -83,6 +84,14 @@ def test_a_valid_token_names_its_pod() -> None:
 )
 def test_what_is_no_token_of_a_pod_for_us_is_nobody(changes: dict[str, Any]) -> None:
     assert Bed(answer(**changes)).identify() is None
+
+
+@pytest.mark.parametrize(
+    ("header", "token"),
+    [("Bearer a.b-c", "a.b-c"), ("", ""), ("Bearer", ""), ("Bearer ", ""), ("Basic a", ""), ("Bearer \udcff", "")],
+)
+def test_a_token_is_what_follows_its_scheme_and_is_ascii(header: str, token: str) -> None:
+    assert bearer_token(header) == token
 
 
 def test_an_empty_answer_is_nobody() -> None:

@@ -58,13 +58,27 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
 {{- define "finetune.tlsSecret" -}}
-{{- default (printf "%s-progress-tls" (include "finetune.fullname" .)) .Values.progress.tls.secretName -}}
+{{- default (printf "%s-tls" (include "finetune.fullname" .)) .Values.tls.secretName -}}
 {{- end -}}
 
-{{- /* The DNS names of the progress server's certificate, a JSON list. */ -}}
+{{- /* Whether anything is served over TLS: `true`, or empty. */ -}}
+{{- define "finetune.tls" -}}
+{{- if or .Values.progress.enabled .Values.metrics.secure -}}true{{- end -}}
+{{- end -}}
+
+{{- define "finetune.metricsHost" -}}
+{{- include "finetune.fullname" . -}}-metrics.{{ .Release.Namespace }}.svc
+{{- end -}}
+
+{{- /* The DNS names of the certificate, a JSON list. */ -}}
 {{- define "finetune.dnsNames" -}}
-{{- $host := include "finetune.progressHost" . -}}
-{{- $names := list $host (printf "%s.cluster.local" $host) (trimSuffix ".svc" $host) -}}
+{{- $hosts := list -}}
+{{- if .Values.progress.enabled -}}{{- $hosts = append $hosts (include "finetune.progressHost" .) -}}{{- end -}}
+{{- if .Values.metrics.secure -}}{{- $hosts = append $hosts (include "finetune.metricsHost" .) -}}{{- end -}}
+{{- $names := list -}}
+{{- range $host := $hosts -}}
+{{- $names = concat $names (list $host (printf "%s.cluster.local" $host) (trimSuffix ".svc" $host)) -}}
+{{- end -}}
 {{- $given := include "finetune.givenHost" . -}}
 {{- if and $given (not (include "finetune.isAddress" $given)) -}}
 {{- $names = append $names $given | uniq -}}
@@ -137,4 +151,20 @@ spec:
       matchLabels:
         {{- toYaml . | nindent 8 }}
   {{- end }}
+{{- end -}}
+
+{{- /* Rules of the roles that ask the API server who speaks, and what that user may. */ -}}
+{{- define "finetune.reviewRules" -}}
+{{- if include "finetune.tls" . -}}
+# The tokens that training pods report their progress with, and that Prometheus scrapes with.
+- apiGroups: [authentication.k8s.io]
+  resources: [tokenreviews]
+  verbs: [create]
+{{- end }}
+{{- if .Values.metrics.secure }}
+# Whether the token's user may get the metrics.
+- apiGroups: [authorization.k8s.io]
+  resources: [subjectaccessreviews]
+  verbs: [create]
+{{- end }}
 {{- end -}}

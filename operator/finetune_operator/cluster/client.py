@@ -35,6 +35,7 @@ SERVICES = Resource("/api/v1", "services")
 CLAIMS = Resource("/api/v1", "persistentvolumeclaims")
 EVENTS = Resource("/apis/events.k8s.io/v1", "events")
 TOKEN_REVIEWS = Resource("/apis/authentication.k8s.io/v1", "tokenreviews")
+SUBJECT_ACCESS_REVIEWS = Resource("/apis/authorization.k8s.io/v1", "subjectaccessreviews")
 
 RESOURCE_OF_KIND = {"Job": JOBS, "Service": SERVICES, "PersistentVolumeClaim": CLAIMS}
 

@@ -45,7 +45,8 @@ class Reconciler:
 
     store: Store
     cluster: Cluster
-    settings: PodSettings
+    settings: Callable[[], PodSettings]
+    """Those of new pods: the authority that they are given may be replaced while the operator runs."""
     now: Callable[[], datetime]
     instance: str = "finetune-operator"
     """This replica's name in events."""
@@ -64,14 +65,15 @@ class Reconciler:
         snapshot = await self._heard_out(key, snapshot, now)
         if snapshot is None:
             return None
-        plan = make_plan(snapshot, self.settings, now)
+        settings = self.settings()
+        plan = make_plan(snapshot, settings, now)
         try:
             await self._apply_to_children(key, snapshot, plan)
         except Refused as error:
             # The user reads the job, not our log; then the queue backs off.
             self.store.put_obstacle(key, str(error))
             snapshot = replace(snapshot, obstacle=str(error))
-            await self._write_status(key, snapshot, make_plan(snapshot, self.settings, now))
+            await self._write_status(key, snapshot, make_plan(snapshot, settings, now))
             raise
         self.store.put_obstacle(key, "")
         if plan.create and self.others_wait():
@@ -79,7 +81,7 @@ class Reconciler:
         if plan.create and (found := self.store.snapshot(key)) is not None and found.child is not None:
             # The Job may have been there already: whose it is, and how far, is judged before anything is said of it.
             found = await self._heard_out(key, found, now) or found
-            plan = replace(make_plan(found, self.settings, now), create=())
+            plan = replace(make_plan(found, settings, now), create=())
             snapshot = found
             await self._apply_to_children(key, snapshot, plan)
         if plan.delete_self:

@@ -8,9 +8,9 @@ import gc
 import logging
 import random
 import socket
-import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import kopf
@@ -25,15 +25,19 @@ from finetune_operator.engine.resync import resync
 from finetune_operator.engine.store import Key, Store
 from finetune_operator.engine.work_queue import WorkQueue
 from finetune_operator.engine.workers import Workers
+from finetune_operator.host.access import make_reviewer, readers_only
+from finetune_operator.host.certificates import Certificate, follow
 from finetune_operator.host.health import Health
-from finetune_operator.host.http import make_http_app
+from finetune_operator.host.http import health_routes, make_app, metrics_routes, served
 from finetune_operator.host.leader import Leadership, address_in, lead, make_identity, release
 from finetune_operator.host.settings import OperatorSettings
 from finetune_operator.host.watches import make_registry, make_settings
 from finetune_operator.metrics.jobs import JobCollector
 from finetune_operator.metrics.operator import CONTROLLER, OperatorMetrics
+from finetune_operator.plan.settings import PodSettings
 from finetune_operator.plan.status import PROGRESS_INTERVAL
 from finetune_operator.progress.pace import Pace
+from finetune_operator.progress.pods import identify_pod
 from finetune_operator.progress.relay import Relay
 from finetune_operator.progress.server import ProgressServer
 from finetune_operator.progress.tokens import TokenReviewer
@@ -41,10 +45,6 @@ from finetune_operator.progress.tokens import TokenReviewer
 _GRACE_SECONDS = 5.0
 _RETRY_SECONDS = 5.0
 _STOP_SECONDS = 2.0
-_IDLE_SECONDS = 2.0
-"""A connection without a request is closed: with TLS each takes 0.3 MiB, which is more than a new handshake costs."""
-_BACKLOG = 4096
-"""Connections that wait to be accepted; one more is dropped, and its client tries again only after a second."""
 _USER_AGENT = "finetune-operator"
 """Also the field manager of what is written."""
 
@@ -77,19 +77,31 @@ class App:
     async def run(self) -> None:
         """Serve HTTP, wait for the lease, and act until cancelled. Raises LostLease among others."""
         await _load_cluster_config()
+        settings = self.settings
+        metrics = _certificate(settings.metrics_certificate, settings.metrics_key)
+        progress = _certificate(settings.progress_certificate, settings.progress_key, settings.progress_ca)
         async with client.ApiClient() as api, contextlib.AsyncExitStack() as stack:
             api.user_agent = _USER_AGENT
-            cluster = KubernetesCluster(
-                api, self.settings.watch_namespace or None, self.leadership.holds, self._count_request
-            )
-            http = make_http_app(self.registry, self.health.unhealthy)
-            await stack.enter_async_context(_served(http, self.settings.http_port))
-            if self.settings.progress_certificate is not None:
-                app, tls = self._progress_app(cluster)
-                await stack.enter_async_context(_served(app, self.settings.progress_port, tls))
-            await self._lead(api, cluster)
+            watched = settings.watch_namespace or None
+            cluster = KubernetesCluster(api, watched, self.leadership.holds, self._count_request)
+            for app, port, certificate in self._servers(cluster, metrics, progress):
+                await stack.enter_async_context(served(app, port, certificate.server if certificate else None))
+            async with asyncio.TaskGroup() as group:
+                group.create_task(follow(each for each in (metrics, progress) if each is not None))
+                await self._lead(api, cluster, lambda: settings.pod_settings(progress.authority if progress else ""))
 
-    async def _lead(self, api: client.ApiClient, cluster: KubernetesCluster) -> None:
+    def _servers(
+        self, cluster: KubernetesCluster, metrics: Certificate | None, progress: Certificate | None
+    ) -> Iterator[tuple[web.Application, int, Certificate | None]]:
+        """What this replica serves, at which port, and by which certificate."""
+        settings, health, scraped = self.settings, health_routes(self.health.unhealthy), metrics_routes(self.registry)
+        yield make_app(health if metrics else [*health, *scraped]), settings.http_port, None
+        if metrics is not None:
+            yield make_app(scraped, [readers_only(make_reviewer(cluster))]), settings.metrics_port, metrics
+        if progress is not None:
+            yield self._progress_app(cluster, progress), settings.progress_port, progress
+
+    async def _lead(self, api: client.ApiClient, cluster: KubernetesCluster, pods: Callable[[], PodSettings]) -> None:
         """Act while holding the lease; whichever fails, the lease or the acting, ends both."""
         identity = make_identity(self._name, self.settings.progress_address())
         leads = asyncio.Event()
@@ -102,17 +114,17 @@ class App:
             async with asyncio.TaskGroup() as group:
                 group.create_task(hold())
                 await leads.wait()
-                await self._act(cluster)
+                await self._act(cluster, pods)
         finally:
             if leads.is_set():
                 await release(api, self.settings.operator_namespace, identity, self.leadership)
 
-    async def _act(self, cluster: KubernetesCluster) -> None:
+    async def _act(self, cluster: KubernetesCluster, pods: Callable[[], PodSettings]) -> None:
         """What the leader does; when any part of it fails, all of it ends."""
         reconciler = Reconciler(
             self.store,
             cluster,
-            self.settings.pod_settings(),
+            pods,
             lambda: datetime.now(UTC),
             instance=self._name,
             applied=self.metrics.plan_applied,
@@ -174,21 +186,18 @@ class App:
             except ClusterError as error:
                 logger.warning("the resync failed: %s", error)
 
-    def _progress_app(self, cluster: KubernetesCluster) -> tuple[web.Application, ssl.SSLContext]:
+    def _progress_app(self, cluster: KubernetesCluster, certificate: Certificate) -> web.Application:
         """Takes the trainers' reports. Only the leader has the store they go into; the others pass them on to it."""
         settings = self.settings
-        reviewer = TokenReviewer(cluster, settings.pod_settings().progress_audience)
+        reviewer = TokenReviewer(cluster, settings.pod_settings().progress_audience, identify_pod)
         server = ProgressServer(self.store, reviewer, self._reported, self._count_report)
-        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        tls.load_cert_chain(str(settings.progress_certificate), str(settings.progress_key))
-        trusted = ssl.create_default_context(cafile=str(settings.progress_ca or settings.progress_certificate))
         relay = Relay(
             acts=lambda: self._has_store and self.leadership.holds(),
             leader=lambda: address_in(self.leadership.holder),
-            tls=trusted,
+            tls=lambda: certificate.client,
             server_name=urlsplit(settings.progress_url).hostname or "",
         )
-        return server.app([relay.middleware()]), tls
+        return server.app([relay.middleware()])
 
     def _reported(self, key: Key, is_first: bool) -> None:
         """A job has news: Prometheus sees it at once, its status soon."""
@@ -201,16 +210,8 @@ class App:
         self.metrics.requests.labels(method, code).inc()
 
 
-@contextlib.asynccontextmanager
-async def _served(app: web.Application, port: int, tls: ssl.SSLContext | None = None) -> AsyncIterator[None]:
-    """Serve an application as long as the with block. Requests are counted, not logged: some come every second."""
-    runner = web.AppRunner(app, access_log=None, keepalive_timeout=_IDLE_SECONDS)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, port=port, ssl_context=tls, backlog=_BACKLOG).start()
-        yield
-    finally:
-        await runner.cleanup()
+def _certificate(certificate: Path | None, key: Path | None, authority: Path | None = None) -> Certificate | None:
+    return None if certificate is None or key is None else Certificate(certificate, key, authority)
 
 
 async def _load_cluster_config() -> None:

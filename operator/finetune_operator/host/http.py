@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from finetune_operator.metrics.exposition import expose
 
+METRICS_PATH = "/metrics"
 _TURNS = 8
 """Turns of all else between two pieces: a report needs a dozen, and would wait for a piece before each."""
+_IDLE_SECONDS = 2.0
+"""A connection without a request is closed: with TLS each takes 0.3 MiB, which is more than a new handshake costs."""
+_BACKLOG = 4096
+"""Connections that wait to be accepted; one more is dropped, and its client tries again only after a second."""
 
 
-def make_http_app(registry: CollectorRegistry, unhealthy: Callable[[], str | None]) -> web.Application:
-    """`/metrics` for Prometheus; `/healthz`, 503 with the reason when `unhealthy` gives one; `/readyz`."""
+def metrics_routes(registry: CollectorRegistry) -> list[web.RouteDef]:
+    """`/metrics` for Prometheus."""
 
     async def metrics(request: web.Request) -> web.StreamResponse:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
@@ -29,6 +37,12 @@ def make_http_app(registry: CollectorRegistry, unhealthy: Callable[[], str | Non
         await response.write_eof()
         return response
 
+    return [web.get(METRICS_PATH, metrics)]
+
+
+def health_routes(unhealthy: Callable[[], str | None]) -> list[web.RouteDef]:
+    """`/healthz`, 503 with the reason when `unhealthy` gives one; `/readyz`."""
+
     async def health(request: web.Request) -> web.Response:
         reason = unhealthy()
         return web.Response(text=reason or "ok", status=503 if reason else 200)
@@ -36,6 +50,23 @@ def make_http_app(registry: CollectorRegistry, unhealthy: Callable[[], str | Non
     async def ready(request: web.Request) -> web.Response:
         return web.Response(text="ok")
 
-    app = web.Application()
-    app.add_routes([web.get("/metrics", metrics), web.get("/healthz", health), web.get("/readyz", ready)])
+    return [web.get("/healthz", health), web.get("/readyz", ready)]
+
+
+def make_app(routes: Iterable[web.RouteDef], middlewares: Sequence[Middleware] = ()) -> web.Application:
+    """An application of some routes."""
+    app = web.Application(middlewares=middlewares)
+    app.add_routes(routes)
     return app
+
+
+@contextlib.asynccontextmanager
+async def served(app: web.Application, port: int, tls: ssl.SSLContext | None = None) -> AsyncIterator[None]:
+    """Serve an application as long as the with block. Requests are counted, not logged: some come every second."""
+    runner = web.AppRunner(app, access_log=None, keepalive_timeout=_IDLE_SECONDS)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, port=port, ssl_context=tls, backlog=_BACKLOG).start()
+        yield
+    finally:
+        await runner.cleanup()

@@ -38,7 +38,13 @@ class OperatorSettings(BaseModel):
     lease_seconds: Annotated[int, Field(ge=3)] = 15
     """A replica that has not renewed for this long no longer leads."""
     http_port: Annotated[int, Field(ge=0, le=65535)] = 8080
-    """Metrics and health."""
+    """Health, and metrics when they have no certificate; not encrypted."""
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 8444
+    """Metrics, when they have a certificate."""
+    metrics_certificate: Path | None = None
+    """PEM certificate of the metrics: with it they are served over TLS, to whom the API server lets get `/metrics`."""
+    metrics_key: Annotated[Path | None, Field(validate_default=True)] = None
+    """Its private key."""
     progress_port: Annotated[int, Field(ge=0, le=65535)] = 8443
     """The progress server, TLS."""
     progress_url: str = ""
@@ -50,11 +56,13 @@ class OperatorSettings(BaseModel):
     progress_ca: Path | None = None
     """PEM certificate that pods verify it by; the certificate itself when absent."""
 
-    @field_validator("progress_key")
+    @field_validator("metrics_key", "progress_key")
     @classmethod
     def _goes_with_the_certificate(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        if (value is None) != (info.data.get("progress_certificate") is None):
-            raise ValueError(f"give both {PREFIX}PROGRESS_CERTIFICATE and {PREFIX}PROGRESS_KEY, or neither")
+        key = str(info.field_name)
+        certificate = key.replace("_key", "_certificate")
+        if (value is None) != (info.data.get(certificate) is None):
+            raise ValueError(f"give both {PREFIX}{certificate.upper()} and {PREFIX}{key.upper()}, or neither")
         return value
 
     def progress_address(self) -> str:
@@ -63,14 +71,13 @@ class OperatorSettings(BaseModel):
             return ""
         return f"[{self.pod_ip}]:{self.progress_port}" if ":" in self.pod_ip else f"{self.pod_ip}:{self.progress_port}"
 
-    def pod_settings(self) -> PodSettings:
-        """The part that shapes pods."""
-        authority = self.progress_ca or self.progress_certificate
+    def pod_settings(self, authority: str = "") -> PodSettings:
+        """The part that shapes pods, which verify the progress server by the authority (PEM)."""
         return PodSettings(
             trainer_image=self.trainer_image,
             image_pull_policy=self.image_pull_policy,
             progress_url=self.progress_url,
-            progress_ca=authority.read_text() if authority and self.progress_url else "",
+            progress_ca=authority if self.progress_url else "",
         )
 
 

@@ -23,7 +23,7 @@ class Relay:
     """Sends requests to the leader as they came, token and all, over TLS to whom the progress certificate names."""
 
     def __init__(
-        self, acts: Callable[[], bool], leader: Callable[[], str], tls: ssl.SSLContext, server_name: str
+        self, acts: Callable[[], bool], leader: Callable[[], str], tls: Callable[[], ssl.SSLContext], server_name: str
     ) -> None:
         self._acts = acts
         self._leader = leader
@@ -56,7 +56,7 @@ class Relay:
         timeout = aiohttp.ClientTimeout(total=_ANSWER_SECONDS)
         try:
             async with aiohttp.ClientSession(timeout=timeout, headers=headers) as session:
-                answer = await session.post(url, data=body, ssl=self._tls, server_hostname=self._server_name)
+                answer = await session.post(url, data=body, ssl=self._tls(), server_hostname=self._server_name)
                 if answer.status != web.HTTPUnauthorized.status_code:
                     self._sources.was_good(request.remote)
                 return web.Response(body=await answer.read(), status=answer.status, content_type="application/json")

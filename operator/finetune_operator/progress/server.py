@@ -14,7 +14,8 @@ from finetune_operator.cluster.client import ClusterError
 from finetune_operator.engine.store import Key, Store
 from finetune_operator.plan.stored import read_status
 from finetune_operator.progress.limiter import RateLimiter
-from finetune_operator.progress.tokens import PodIdentity, Throttled, TokenReviewer
+from finetune_operator.progress.pods import PodIdentity
+from finetune_operator.progress.tokens import Throttled, TokenReviewer, bearer_token
 
 REPORTS_PER_SECOND = 1.0
 BURST = 10
@@ -26,7 +27,7 @@ class ProgressServer:
     def __init__(
         self,
         store: Store,
-        reviewer: TokenReviewer,
+        reviewer: TokenReviewer[PodIdentity],
         reported: Callable[[Key, bool], None],
         count: Callable[[str], None],
         limiter: RateLimiter | None = None,
@@ -50,8 +51,8 @@ class ProgressServer:
 
     async def _answer(self, request: web.Request) -> tuple[int, str]:
         key = Key(request.match_info["namespace"], request.match_info["name"])
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        if scheme != "Bearer" or not token:
+        token = bearer_token(request.headers.get("Authorization", ""))
+        if not token:
             return 401, "a bearer token is needed"
         try:
             pod = await self._reviewer.identify(token, request.remote)
@@ -62,7 +63,8 @@ class ProgressServer:
         if pod is None:
             return 401, "the token is not valid for this audience, or not bound to a pod"
         if not self._may_speak(pod, key):
-            return 403, f"pod {pod.namespace}/{pod.name} is not a pod of FineTuneJob {key.namespace}/{key.name}"
+            job = f"{key.namespace}/{key.name}"
+            return 403, f"pod {pod.namespace}/{pod.name} is not a pod of FineTuneJob {job}, or not its first node's"
         if not self._limiter.allows(pod.uid):
             return 429, "too many reports; once in five seconds is enough"
         try:
@@ -86,5 +88,5 @@ class ProgressServer:
         return read_status(snapshot.job.status).progress if snapshot else None
 
     def _may_speak(self, pod: PodIdentity, key: Key) -> bool:
-        """Whether the pod is one of the job's, in the job's namespace, and the very pod the token was made for."""
-        return pod.namespace == key.namespace and self._store.has_pod(key, pod.name, pod.uid)
+        """Whether the pod is the job's first, in the job's namespace, and the very pod the token was made for."""
+        return pod.namespace == key.namespace and self._store.may_report(key, pod.name, pod.uid)

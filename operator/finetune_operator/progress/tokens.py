@@ -1,4 +1,4 @@
-"""Checks a pod's token by TokenReview: the right audience, and bound to a pod."""
+"""Whose a token is, by TokenReview; what that means here is told once and remembered for about a minute."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import hashlib
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from finetune_operator.cluster.client import TOKEN_REVIEWS, ClusterError, Resource
 from finetune_operator.progress.sources import Sources
 
 Value = TypeVar("Value")
+Identity = TypeVar("Identity")
 
 logger = logging.getLogger(__name__)
 
@@ -25,22 +26,20 @@ REFRESH_SECONDS = (50.0, 70.0)
 """When a token in use is reviewed again, at random: those of jobs that start together are spread from then on."""
 _VALID_SIZE = 20_000
 _INVALID_SIZE = 5_000
-_POD_NAME = "authentication.kubernetes.io/pod-name"
-_POD_UID = "authentication.kubernetes.io/pod-uid"
-_ACCOUNT_PREFIX = "system:serviceaccount:"
 
 
 @dataclass(frozen=True, slots=True)
-class PodIdentity:
-    """The pod that a token was made for."""
+class User:
+    """Whose a token is, in the API server's words."""
 
-    namespace: str
     name: str
     uid: str
+    groups: Sequence[str]
+    extra: Mapping[str, Sequence[str]]
 
 
 class Reviews(Protocol):
-    """Where TokenReviews are sent."""
+    """Where reviews are sent."""
 
     async def post(self, resource: Resource, body: Mapping[str, Any]) -> Mapping[str, Any]:
         """Send one; raises ClusterError."""
@@ -51,50 +50,55 @@ class Throttled(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Valid:
-    """A token's pod, and for how long that is to be believed."""
+class _Valid(Generic[Identity]):
+    """What a token's user is here, and for how long that is to be believed."""
 
-    pod: PodIdentity
+    identity: Identity
     refresh_at: float
     until: float
 
 
-class TokenReviewer:
-    """Remembers each answer by the token's hash: a pod costs one review a minute, and only its first report waits.
+class TokenReviewer(Generic[Identity]):
+    """Remembers each answer by the token's hash: a token in use costs a review a minute, and only its first use waits.
 
-    A token that never was valid is reviewed only while its sender's address has a budget left.
+    `identify` tells what a user is here, None when nobody. A token that never was valid is reviewed only while its
+    sender's address has a budget left.
     """
 
     def __init__(
         self,
         reviews: Reviews,
-        audience: str,
+        audience: str | None,
+        identify: Callable[[User], Awaitable[Identity | None]],
+        *,
         clock: Callable[[], float] = time.monotonic,
         sources: Sources | None = None,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
+        """With no audience a token must be for the API server itself."""
         self._reviews = reviews
+        self._identify = identify
         self._audience = audience
         self._clock = clock
         self._sources = sources or Sources()
         self._uniform = uniform
-        self._valid: dict[bytes, _Valid] = {}
+        self._valid: dict[bytes, _Valid[Identity]] = {}
         self._invalid: dict[bytes, float] = {}
         """And until when. Apart from the valid ones, which a stranger must not push out."""
         self._under_way: dict[bytes, asyncio.Task[None]] = {}
 
-    async def identify(self, token: str, address: str | None = None) -> PodIdentity | None:
-        """The pod a token is bound to, or None when it is not valid here. Raises ClusterError, Throttled."""
+    async def identify(self, token: str, address: str | None = None) -> Identity | None:
+        """What a token's user is here, or None when it is not valid. Raises ClusterError, Throttled."""
         digest, now = hashlib.sha256(token.encode()).digest(), self._clock()
         known = self._valid.get(digest)
         if known is not None and now < known.until:
             if now >= known.refresh_at and digest not in self._under_way:
                 self._refresh(token, digest)
-            return known.pod
+            return known.identity
         if now < self._invalid.get(digest, now):
             return None
         if known is not None:
-            return await self._review(token, digest)  # its pod is known here: it only has to be asked again
+            return await self._review(token, digest)  # its user is known here: it only has to be asked again
         if not self._sources.may_try(address):
             raise Throttled
         try:
@@ -107,7 +111,7 @@ class TokenReviewer:
         return identity
 
     def _refresh(self, token: str, digest: bytes) -> None:
-        """Review a token again while its report is answered."""
+        """Review a token again while its request is answered."""
 
         async def review() -> None:
             try:
@@ -119,11 +123,12 @@ class TokenReviewer:
 
         self._under_way[digest] = asyncio.create_task(review())
 
-    async def _review(self, token: str, digest: bytes) -> PodIdentity | None:
-        spec = {"token": token, "audiences": [self._audience]}
+    async def _review(self, token: str, digest: bytes) -> Identity | None:
+        spec = {"token": token} if self._audience is None else {"token": token, "audiences": [self._audience]}
         review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": spec}
         answer = await self._reviews.post(TOKEN_REVIEWS, review)
-        identity = _identity(answer.get("status", {}), self._audience)
+        user = _user(answer.get("status", {}), self._audience)
+        identity = None if user is None else await self._identify(user)
         now = self._clock()
         self._valid.pop(digest, None)
         if identity is None:
@@ -136,19 +141,22 @@ class TokenReviewer:
         return identity
 
 
+def bearer_token(authorization: str) -> str:
+    """The token in an Authorization header; empty when there is none. Tokens are ASCII (RFC 6750, section 2.1)."""
+    scheme, _, token = authorization.partition(" ")
+    return token if scheme == "Bearer" and token.isascii() else ""
+
+
 def _shortened(known: dict[bytes, Value], size: int) -> dict[bytes, Value]:
     """Make room, where it is full: the older half goes."""
     return known if len(known) <= size else dict(islice(known.items(), size // 2, None))
 
 
-def _identity(status: Mapping[str, Any], audience: str) -> PodIdentity | None:
-    if not status.get("authenticated") or audience not in status.get("audiences", ()):
+def _user(status: Mapping[str, Any], audience: str | None) -> User | None:
+    """Whom a TokenReview found. Nobody, unless the API server says that it looked at the audience."""
+    if not status.get("authenticated") or (audience is not None and audience not in status.get("audiences", ())):
         return None
     user = status.get("user", {})
-    extra = user.get("extra", {})
-    username = user.get("username", "")
-    names, uids = extra.get(_POD_NAME, ()), extra.get(_POD_UID, ())
-    if not username.startswith(_ACCOUNT_PREFIX) or len(names) != 1 or len(uids) != 1:
+    if "username" not in user:
         return None
-    namespace = username.removeprefix(_ACCOUNT_PREFIX).partition(":")[0]
-    return PodIdentity(namespace, names[0], uids[0])
+    return User(user["username"], user.get("uid", ""), user.get("groups", ()), user.get("extra", {}))
