@@ -29,11 +29,11 @@ class Problem:
 
     def __str__(self) -> str:
         text = f"{self.field}: {self.message}" if self.field else self.message
-        return _printable(f"{text} ({self.hint})" if self.hint else text)
+        return printable(f"{text} ({self.hint})" if self.hint else text)
 
 
-def _printable(text: str) -> str:
-    """A text for a terminal: what would break the line or the screen is escaped."""
+def printable(text: str) -> str:
+    """A text for a terminal or a log: what would break the line or the screen is escaped."""
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 

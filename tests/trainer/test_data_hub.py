@@ -342,6 +342,7 @@ class TestDataset:
         assert pinned[other] in (second, None)
 
 
+@pytest.mark.security(19)
 def test_the_token_is_sent_and_never_told(hub: HubServer, reader: Reader) -> None:
     hub.authorizations.clear()
     secret = {"HF_TOKEN": "hf_a_secret_that_is_wrong"}

@@ -30,6 +30,7 @@ _ADAPTER_CONFIG = "adapter_config.json"
 _LFS_POINTER = b"version https://git-lfs"
 _POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
 _NO_MEMORY = ("allocate memory", "not enough memory", "out of memory")
+_NAMES_OF_CODE = ("auto_map", "custom_pipelines")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
             raise _invalid(f"{directory}: the tokenizer has neither a padding nor an end token", "set pad_token in it")
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
+    tokenizer.init_kwargs.pop("auto_map", None)  # or what is exported would name that code again
     return tokenizer
 
 
@@ -126,6 +128,8 @@ def load_model(auto_class: Any, directory: Path, tokenizer: PreTrainedTokenizerB
         raise _invalid(
             f"{directory}: cannot be loaded: {_one_line(error)}", "check that the model fits the task"
         ) from None
+    for name in _NAMES_OF_CODE:  # or what is exported would name that code again
+        vars(model.config).pop(name, None)
     replaced = {entry[0] if isinstance(entry, tuple) else entry for entry in info["mismatched_keys"]}
     new = set(info["missing_keys"]) | replaced
     names = [name for name, _ in model.named_parameters()]
@@ -179,6 +183,11 @@ def _check_config(directory: Path) -> None:
         raise _invalid(f"{file}: cannot be read: {error.strerror}", "let the trainer's user read it") from None
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise _invalid(f"{file}: has no model_type", "a model directory is what save_pretrained writes")
+    if config.get("transformers_weights") is not None:  # transformers would load that file, and ours would be unread
+        raise _invalid(
+            f"{file}: names its weights itself (transformers_weights: {config['transformers_weights']!r:.100})",
+            f"name them {weights.SINGLE}, and remove that line",
+        )
     kind = config["model_type"]
     if kind == "finetune-adapters":
         raise _invalid(

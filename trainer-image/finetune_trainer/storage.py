@@ -13,7 +13,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from finetune_api.exit_codes import ExitCode
@@ -157,9 +157,12 @@ def _manifest(directory: Path) -> dict[str, tuple[int, str]]:
     """Size and SHA-256 of every file that was written. Raises NotWhole."""
     try:
         files = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["files"]
-        return {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+        found = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise NotWhole("no valid manifest") from None
+    if any(path.is_absolute() or ".." in path.parts for path in map(PurePosixPath, found)):
+        raise NotWhole("its manifest names files elsewhere")  # it came with the files, and would have them read
+    return found
 
 
 def _replace(temporary: Path, target: Path) -> None:

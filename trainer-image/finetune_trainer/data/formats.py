@@ -74,6 +74,8 @@ def _reader(path: Path, format: DataFormat | None) -> Callable[[Path], Iterator[
         files = sorted(child.name for child in path.iterdir() if child.suffix.lower() in _FORMAT_OF_SUFFIX)
         holds = f", such as {files[0]}" if files else ""
         raise _invalid(f"{path}: is a directory", f"name the file in it{holds}")
+    if not path.is_file():
+        raise _invalid(f"{path}: is not a regular file", "name a file; a pipe or a device may never end")
     kind = format or _FORMAT_OF_SUFFIX.get(path.suffix.lower())
     if kind is None:
         raise _invalid(

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import SplitResult, urlsplit
 
 import datasets
+import fsspec  # type: ignore[import-untyped]
 import huggingface_hub
 from huggingface_hub import constants as hub_constants
 from huggingface_hub import errors as hub_errors
+from huggingface_hub.utils._http import default_client_factory
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.v1alpha1.sources import DataSource, ModelSource
@@ -37,6 +41,9 @@ _UNREACHABLE = (
     ConnectionError,
     TimeoutError,
 )
+# The hub, this machine's disk (the cache), and what unpacks files of the two.
+_PROTOCOLS = frozenset({"hf", "file", "local", "zip", "tar", "gzip", "bz2", "xz", "zstd", "lz4"})
+_PORTS = {"http": 80, "https": 443}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -45,6 +52,7 @@ def download_model(source: ModelSource) -> Path:
     """The local snapshot of a model. Raises TrainerError."""
     repository = source.uri.removeprefix(_MODEL_PREFIX)
     _keep_quiet()
+    _keep_to_the_endpoint()
     with _hub_errors(source.uri, source.revision, ExitCode.MODEL_INVALID):
         snapshot = huggingface_hub.snapshot_download(
             repository, revision=source.revision, allow_patterns=_MODEL_FILES, ignore_patterns=_NOT_MODEL_FILES
@@ -119,10 +127,44 @@ def _split_names(expression: str) -> set[str]:
     return {part.partition("[")[0].strip() for part in expression.split("+")}
 
 
+@functools.cache
 def _keep_to_the_endpoint() -> None:
-    """Stop `datasets` from asking hosts beside the hub: they may be out of reach, and each is waited for in vain."""
+    """Ask no host beside the hub, and tell the token to none.
+
+    Others may be out of reach, and each is waited for in vain; and a data set's card could have any address of this
+    network asked for, because `datasets` refuses foreign files only after it has looked for them.
+    """
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # a request to a storage service for every data set
     datasets.config.USE_PARQUET_EXPORT = False  # one to the data set viewer, which mirrors of the hub do not have
+    for protocol in set(fsspec.available_protocols()) - _PROTOCOLS:
+        fsspec.register_implementation(protocol, _Elsewhere, clobber=True)
+    huggingface_hub.set_client_factory(_make_client)
+
+
+class _Elsewhere(fsspec.AbstractFileSystem):
+    """Stands for every file system that is not the hub's: it cannot be opened."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        raise ValueError("the files of a data set are read from its own repository only, and its card names others")
+
+
+def _make_client() -> Any:
+    """The hub's HTTP client. It follows redirects, which lead to where the hub stores files, without the token.
+
+    The library itself sends the token wherever the next page of a list is said to be.
+    """
+    client = default_client_factory()
+    client.event_hooks["request"].append(_keep_token)
+    return client
+
+
+def _keep_token(request: Any) -> None:
+    if _origin(urlsplit(str(request.url))) != _origin(urlsplit(hub_constants.ENDPOINT)):
+        request.headers.pop("Authorization", None)
+
+
+def _origin(url: SplitResult) -> tuple[str, str | None, int | None]:
+    return url.scheme, url.hostname, url.port or _PORTS.get(url.scheme)
 
 
 def _keep_quiet() -> None:

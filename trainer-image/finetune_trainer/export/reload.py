@@ -45,7 +45,8 @@ def compare(directory: Path, loader: str, model_class: str, inputs: dict[str, An
             text=True,
             check=False,
             # transformers copies an export's code before it runs it; home may be read-only, and is not ours to fill.
-            env=os.environ | {"HF_MODULES_CACHE": scratch},
+            # The base model is in the cache by now, so the hub need not be asked, nor told the token.
+            env=os.environ | {"HF_MODULES_CACHE": scratch, "HF_HUB_OFFLINE": "1"},
             start_new_session=True,  # Ctrl-C is for the trainer, which ends well
         )
         if done.returncode == -signal.SIGKILL:
@@ -79,6 +80,7 @@ def _answer(request: dict[str, Any]) -> None:
             revision=adapter.revision,
             config=AutoConfig.from_pretrained(directory),
             dtype=torch.float32,
+            trust_remote_code=False,
         )
         model = PeftModel.from_pretrained(base, directory)
     else:
