@@ -59,6 +59,14 @@ def operator_archive() -> Path:
         return _built(folder, _base(folder), OPERATOR_IMAGE)
 
 
+def base_image() -> str:
+    """The base image as `--build-arg=BASE` takes it, made when it is not there. Raises NodeUnavailableError."""
+    folder = cache() / "images"
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder / "lock"):
+        return f"docker-archive:{_base(folder)}:{_BASE_IMAGE}"
+
+
 def libraries() -> Path:
     """The libraries of this environment, compiled: pods only read them, and could not keep what they compile."""
     folder = Path(sysconfig.get_path("purelib"))
