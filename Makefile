@@ -7,7 +7,7 @@ ASSETS := build/assets
 PYTHON ?= $(firstword $(foreach v,python3 python3.14 python3.13 python3.12 python3.11,\
 	$(shell $(v) -c 'import sys; print("$(v)" if sys.version_info >= (3, 11) else "")' 2>/dev/null)))
 
-.PHONY: help demo test lint unit trainer integration prometheus chart images e2e cluster demo-cluster generate assets assets-lm lock bench clean
+.PHONY: help demo test security lint unit trainer integration matrix prometheus chart images e2e cluster demo-cluster generate assets assets-lm lock audit bench clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -19,19 +19,33 @@ demo: $(VENV)/ready assets ## tune a real model on real tweets, with adapters an
 
 test: lint unit trainer integration chart e2e ## everything that CI runs
 
+security: $(VENV)/ready assets ## the 26 checks of docs/security.md, each with its verdict; all of its tests are in `make test` too
+	PYTHONPATH=tests $(BIN)/pytest -p security.report -m security \
+		tests/unit tests/trainer tests/integration tests/chart tests/e2e tests/security
+
 lint: $(VENV)/ready ## style, types and generated files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 unit: $(VENV)/ready prometheus ## pure functions, and the alerts' rules; seconds
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest tests/unit tests/security/test_report.py tests/security/test_repository.py tests/security/test_plan_*.py
 
 trainer: $(VENV)/ready assets ## real training on small models and data, runs killed and resumed
-	$(BIN)/pytest tests/trainer --numprocesses=auto --dist=loadfile
+	$(BIN)/pytest tests/trainer tests/security/test_trainer_*.py --numprocesses=auto --dist=loadfile
 
 integration: $(VENV)/ready prometheus ## against a real API server; the first run may build it
-	$(BIN)/pytest tests/testbed tests/integration
+	$(BIN)/pytest tests/testbed tests/integration tests/security/test_cluster_*.py
+
+matrix: $(VENV)/ready ## what hangs on the version of Kubernetes, with three minors of it; builds two more control planes the first time
+	@failed=; for minor in $(MINORS) pinned; do \
+		echo "Kubernetes: $$minor"; \
+		KUBERNETES_MINOR=$${minor#pinned} $(BIN)/pytest $(MATRIX) || failed="$$failed $$minor"; done; \
+		test -z "$$failed" || { echo "failed with Kubernetes:$$failed" >&2; exit 1; }
+MINORS := $(patsubst tests/testbed/go-%,%,$(wildcard tests/testbed/go-*))
+MATRIX := tests/testbed/test_apiserver.py tests/testbed/test_audit.py tests/testbed/test_cluster.py tests/integration/test_crd.py \
+	$(foreach part,life changes failures progress restarts rights leader,tests/integration/test_operator_$(part).py) \
+	tests/chart/test_on_api_server.py
 
 prometheus: ## Debian's package for the tests of metrics and alerts, where it can be had; elsewhere put prometheus and promtool on the PATH
 	@command -v prometheus >/dev/null || \
@@ -39,7 +53,7 @@ prometheus: ## Debian's package for the tests of metrics and alerts, where it ca
 		echo "no Prometheus: the tests that need it are skipped (and fail under CI)"
 
 chart: $(VENV)/ready assets ## the Helm chart: rendered, judged by a real API server, installed on a real node; may build helm
-	$(BIN)/pytest tests/chart
+	$(BIN)/pytest tests/chart tests/security/test_chart_*.py tests/security/test_images.py
 
 images: ## the operator's and the trainer's, with docker, podman or buildah; REGISTRY=... TAG=... PUSH=1
 	@scripts/images.sh
@@ -80,8 +94,14 @@ lock: $(VENV)/ready ## the locked requirements
 	$(BIN)/uv pip compile pyproject.toml --extra dev $(LOCK_OPTIONS) -o requirements/dev.txt
 	$(BIN)/uv pip compile pyproject.toml --extra trainer -c requirements/dev.txt $(LOCK_OPTIONS) -o requirements/trainer.txt
 	$(BIN)/uv pip compile pyproject.toml --extra operator -c requirements/dev.txt $(LOCK_OPTIONS) -o requirements/operator.txt
+	printf 'pip-audit==2.10.1\ncyclonedx-python-lib[json-validation]\n' | $(BIN)/uv pip compile - $(LOCK_OPTIONS) -o requirements/audit.txt
 	sed -i.bak '1i # Locked by `make lock`; do not edit.' requirements/*.txt && rm requirements/*.bak
 LOCK_OPTIONS := --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --no-header
+
+audit: $(VENV)/ready ## known vulnerabilities of what is locked, by pip-audit; asks PyPI
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --target build/audit --require-hashes -r requirements/audit.txt
+	for lock in operator trainer; do \
+		PYTHONPATH=build/audit $(BIN)/python -m pip_audit --require-hashes --disable-pip -r requirements/$$lock.txt || exit; done
 
 # uv is installed first because it unpacks PyTorch in a fraction of pip's time; both check every hash.
 $(VENV)/ready: requirements/dev.txt requirements/bootstrap.txt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from testbed.cluster import Namespace
 from testbed.node import NodeCluster
 from testbed.operator_process import OperatorProcess
 
+ASSETS = Path(__file__).resolve().parents[2] / "build" / "assets"
 TRAINER_USER = 65532
 TRAIN_ROWS, EVALUATION_ROWS = 256, 64
 START_SECONDS = 120.0
@@ -43,7 +45,6 @@ class Team:
         folders = {"base-models": assets / "models", "data": made.data, "models": made.models, "tiny-models": tiny}
         for claim, source in folders.items():
             made.namespace.volume(claim, folder=str(source))
-        made.kubectl("create", "secret", "generic", "threads", "--from-literal=number=1")
         return made
 
     def write_rows(self, file: str, lines: list[str]) -> None:
@@ -67,8 +68,6 @@ class Team:
                 "strategy": {"adapter": {"type": "Bottleneck"}},
                 "training": {"maxSteps": 100, "batchSize": 8},
                 "resources": {"gpusPerNode": 0, "cpu": "1", "memory": "4Gi"},
-                # Two threads that wait for each other are very slow when other processes want the cores too.
-                "pod": {"envFromSecrets": [{"name": "OMP_NUM_THREADS", "secret": "threads", "key": "number"}]},
                 "output": {"uri": f"pvc://models/{name}"},
                 **spec,
             },
@@ -108,6 +107,16 @@ class Team:
         """What the trainers of a job have recorded on the volume, over all of its pods."""
         text = (self.models / ".finetune" / uid / "progress.jsonl").read_text(encoding="utf-8")
         return [json.loads(line) for line in text.splitlines()]
+
+    def kill_trainer(self, pod: Object) -> None:
+        """Kill a pod's trainer, without a word, as a kernel that is out of memory does."""
+        pids = self.cluster.slot.container_processes(pod["metadata"]["uid"])
+        trainers = [
+            pid for pid in pids if "finetune_trainer" in Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")
+        ]
+        assert trainers
+        for pid in trainers:
+            os.kill(pid, signal.SIGKILL)
 
     def delete(self) -> None:
         """Delete the jobs, wait until the last pod has left the node, and leave the rest to the namespace's end."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Annotated, ClassVar
 
@@ -9,6 +10,11 @@ from pydantic import Field
 
 from finetune_api.base import GROUP, Contract, Rule
 from finetune_api.values import DnsSubdomain, ExtendedResource, LabelKey, LabelValue, Quantity, Unique
+
+_RESERVED_LABEL = (
+    rf"^(([-a-z0-9.]+\.)?({re.escape(GROUP)}|kubernetes\.io|k8s\.io|x-k8s\.io)/|job-name$|controller-uid$)"
+)
+_SYSTEM_PRIORITY = "system-"
 
 
 class ResourcesSpec(Contract):
@@ -21,7 +27,7 @@ class ResourcesSpec(Contract):
     gpu_resource_name: ExtendedResource = "nvidia.com/gpu"
     """The resource that a node offers its GPUs by."""
     cpu: Quantity | None = None
-    """CPU request of a pod."""
+    """CPU request of a pod; as many threads compute, rounded up."""
     memory: Quantity | None = None
     """Memory request and limit of a pod."""
     shared_memory: Quantity | None = None
@@ -65,15 +71,28 @@ class Toleration(Contract):
     )
 
 
+# Others are read by the loader, by Python and by libraries: LD_PRELOAD and PYTHONPATH would bring in a user's own code.
+_CREDENTIAL = "(TOKEN|KEY|KEY_ID|SECRET|PASSWORD|USERNAME|PROXY|proxy)"
+
+
 class SecretVariable(Contract):
     """An environment variable filled from a secret in the job's namespace, such as HF_TOKEN."""
 
     name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-    """The variable's name."""
+    """The variable's name: a credential's (..._TOKEN, _KEY, _KEY_ID, _SECRET, _PASSWORD, _USERNAME), or ..._PROXY."""
     secret: DnsSubdomain
     """The secret's name."""
     key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
     """The key in the secret."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel=f"self.name.matches('_{_CREDENTIAL}$')",
+            message="a variable of a secret ends in _TOKEN, _KEY, _KEY_ID, _SECRET, _PASSWORD, _USERNAME or _PROXY",
+            holds=lambda self: re.search(f"_{_CREDENTIAL}$", self.name) is not None,
+            field=".name",
+        ),
+    )
 
 
 class PodSpec(Contract):
@@ -92,9 +111,16 @@ class PodSpec(Contract):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            cel=f"!has(self.labels) || !self.labels.exists(key, key.startsWith('{GROUP}/'))",
-            message=f"labels of {GROUP} are the operator's own",
-            holds=lambda self: not any(key.startswith(f"{GROUP}/") for key in self.labels),
+            cel=f"!has(self.labels) || !self.labels.exists(key, key.matches(r'{_RESERVED_LABEL}'))",
+            message=f"labels of {GROUP}, kubernetes.io, k8s.io and x-k8s.io, and job-name and controller-uid, are not "
+            "for users: by them pods are found, counted and queued",
+            holds=lambda self: not any(re.search(_RESERVED_LABEL, key) for key in self.labels),
             field=".labels",
+        ),
+        Rule(
+            cel=f"!has(self.priorityClassName) || !self.priorityClassName.startsWith('{_SYSTEM_PRIORITY}')",
+            message="the priority classes system-... are for the cluster's own pods; use one made for jobs",
+            holds=lambda self: not (self.priority_class_name or "").startswith(_SYSTEM_PRIORITY),
+            field=".priorityClassName",
         ),
     )
