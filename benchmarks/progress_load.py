@@ -37,18 +37,19 @@ class Load:
     seconds: float
     keep_alive: bool
     answers: dict[str, int] = field(default_factory=dict)
-    answer_seconds: list[float] = field(default_factory=list)
+    answer_seconds: list[tuple[float, float]] = field(default_factory=list)
+    """When each report was sent, from the start on, and how long its answer took."""
 
     def __post_init__(self) -> None:
         self._tls = ssl.create_default_context(cafile=self.ca_file)
-        self._ends_at = time.monotonic() + self.seconds
+        self._started_at = time.perf_counter()
 
     async def play(self, path: str, token: str) -> None:
         """One trainer, from a moment of its own within the first interval."""
         await asyncio.sleep(random.uniform(0, self.interval))
         connection: Connection | None = None
         step = 0
-        while time.monotonic() < self._ends_at:
+        while time.perf_counter() < self._started_at + self.seconds:
             step += 50
             started = time.perf_counter()
             if connection and connection[0].at_eof():
@@ -59,7 +60,7 @@ class Load:
                     code = await self._post(connection, path, token, step)
             except (OSError, asyncio.IncompleteReadError) as error:
                 code, connection = type(error).__name__, None
-            self.answer_seconds.append(time.perf_counter() - started)
+            self.answer_seconds.append((started - self._started_at, time.perf_counter() - started))
             self.answers[code] = self.answers.get(code, 0) + 1
             if connection and not self.keep_alive:
                 connection[1].transport.abort()
