@@ -84,7 +84,7 @@ def memory_of(strategy: Strategy, facts: Facts) -> str:
 def _most_accurate(adapters: Strategy, facts: Facts) -> Choice:
     """Where both fit and accuracy counts."""
     if facts.has_retention:
-        why = "evaluation.retention is given, and adapters move the model less from what it knew"
+        why = "evaluation.retention is given, and adapters leave what the model knew below them as it was"
         return Choice(adapters, why)
     if facts.task == Task.TEXT_GENERATION:
         held = TOKENS_PER_PARAMETER * _size(adapters, facts)
