@@ -64,7 +64,7 @@ _EXPLANATIONS = {
     ExitCode.EXPORT_MISMATCH: "The exported model, reloaded in a fresh process, did not give the same logits.",
     ExitCode.FORGETTING: "The tuned model lost more on the retention rows than evaluation.retention.maxDrop allows.",
     ExitCode.STORAGE_FULL: "The disk is full; the last good checkpoint is kept.",
-    ExitCode.NETWORK_UNAVAILABLE: "A hub or store could not be reached.",
+    ExitCode.NETWORK_UNAVAILABLE: "A hub, or other nodes of the job, could not be reached.",
     ExitCode.WORK_DIRECTORY_BUSY: "Another trainer is at work in the same directory.",
     ExitCode.HANG: "No step was finished for too long.",
     ExitCode.PEER_LOST: "Another process of the job ended or did not answer; its end counts, not this one.",

@@ -252,7 +252,8 @@ def test_a_process_that_hangs_is_not_waited_for_without_end(tiny_bert: Path, tmp
 def test_a_process_that_does_not_come_is_not_waited_for_without_end(tiny_bert: Path, tmp_path: Path) -> None:
     run = with_dropout(tmp_path, tiny_bert, size=3)
     patience = [functools.partial(ranks.wait_at_most, 4.0)]
-    assert ranks.run_each([run, run], patience, patience) == [ExitCode.PEER_LOST] * 2
+    codes = ranks.run_each([run, run], patience, patience)
+    assert codes == [ExitCode.NETWORK_UNAVAILABLE, ExitCode.PEER_LOST], "one of them counts as a try"
     assert "of 3 processes, 2 did not come" in last_word(run, 0).message
     assert not Path(run.work_dir, "checkpoints").exists()
 

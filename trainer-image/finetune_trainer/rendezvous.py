@@ -77,7 +77,10 @@ def find_place(resources: ResourcesSpec, environment: Mapping[str, str] = os.env
 
 
 def join(place: Place, device: torch.device, stop: StopFlag) -> Ranks:
-    """Meet the other processes. Raises TrainerError: PEER_LOST when they do not come, STOPPED when asked to stop."""
+    """Meet the other processes. Raises TrainerError: STOPPED when asked to stop, and when others do not come PEER_LOST.
+
+    The first raises NETWORK_UNAVAILABLE then, which counts as a try: a meeting that never comes about must have an end.
+    """
     if place.size == 1:
         return OneProcess()
     store = _meet(place, stop)
@@ -130,7 +133,7 @@ def _meet(place: Place, stop: StopFlag) -> Store:
     with peer_errors():
         store.set(names[place.rank], "")
         while not store.check(names):
-            _wait(ends_at, stop, f"of {place.size} processes, {_missing(store, names)} did not come")
+            _wait(ends_at, stop, place, f"of {place.size} processes, {_missing(store, names)} did not come")
     return store
 
 
@@ -146,16 +149,20 @@ def _connect(place: Place, ends_at: float, stop: StopFlag) -> TCPStore:
                 )
                 if not store.check(["met"]):
                     return store
-        _wait(ends_at, stop, f"the first process cannot be reached at {place.address}:{place.port}")
+        _wait(ends_at, stop, place, f"the first process cannot be reached at {place.address}:{place.port}")
 
 
 def _missing(store: Store, names: list[str]) -> str:
     return ", ".join(name.partition("/")[2] for name in names if not store.check([name]))
 
 
-def _wait(ends_at: float, stop: StopFlag, what: str) -> None:
+def _wait(ends_at: float, stop: StopFlag, place: Place, what: str) -> None:
     if stop.is_set:
         raise TrainerError(ExitCode.STOPPED, "stopped while waiting for the other processes", "start the job again")
     if time.monotonic() > ends_at:
-        raise peer_lost(f"{what} within {WAIT_SECONDS:g} seconds")
+        what = f"{what} within {WAIT_SECONDS:g} seconds"
+        if place.rank == 0:
+            hint = "see that all pods start (a queue starts them together), and that they find and reach each other"
+            raise TrainerError(ExitCode.NETWORK_UNAVAILABLE, what, hint)
+        raise peer_lost(what)
     time.sleep(_POLL_SECONDS)

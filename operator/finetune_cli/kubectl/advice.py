@@ -76,8 +76,8 @@ ADVICE: dict[str, str] = {
         "the job anew."
     ),
     "NetworkUnavailable": (
-        "A hub or store could not be reached: check egress NetworkPolicies, proxy and DNS from the pod, then "
-        "create the job anew."
+        "A hub, or another node of the job, could not be reached: check NetworkPolicies, proxy and DNS from the pod, "
+        "and that all pods start; then create the job anew."
     ),
     "WorkDirectoryBusy": (
         "Another trainer is at work in the same directory: two jobs with one output, or a pod on a lost node. "
