@@ -8,12 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from e2e.jobs import Team
+from e2e.jobs import ASSETS, Team
 from testbed.node import NodeCluster
 from testbed.node_fixture import running_node
 from testbed.operator_process import OperatorProcess
 
-ASSETS = Path(__file__).resolve().parents[2] / "build" / "assets"
+JUDGE = "test_rights.py"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What judges the session by its audit log comes last."""
+    items.sort(key=lambda item: item.path.name == JUDGE)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 STEPS = 100
 
 
+@pytest.mark.security(1, 3)
 def test_applied_job_trains_shows_its_progress_and_leaves_a_model_that_loads(
     team: Team, operator: OperatorProcess
 ) -> None:

@@ -186,7 +186,8 @@ def test_job_of_two_nodes_is_complete_when_the_first_is_and_keeps_nothing_runnin
     status = namespace.job("led")["status"]
     assert status["result"]["digest"] == COMPLETE["result"]["digest"]
     assert status.get("restarts", 0) == 0
-    assert not [pod for pod in namespace.pods("led") if pod["status"]["phase"] == "Running"]
+    running = lambda: [pod for pod in namespace.pods("led") if pod["status"]["phase"] == "Running"]  # noqa: E731
+    eventually(lambda: not running(), "no pod runs")
 
 
 def test_node_that_fails_counts_once_and_its_peers_not_at_all(cluster: Cluster, namespace: Namespace) -> None:

@@ -2,44 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import http
 
 import pytest
-import yaml
 
+from account_rights import NOT_REQUESTED, USER, granted, refused, requests, table, used
 from operator_jobs import job, pod_token, report, report_path
-from testbed.audit import Write
 from testbed.client import Object, eventually
 from testbed.cluster import Cluster, Namespace
-from testbed.operator_process import ACCOUNT, NAMESPACE, RBAC, OperatorProcess
+from testbed.operator_process import OperatorProcess, service_account_token
 
 pytest_plugins = ["testbed.plugin"]
 pytestmark = pytest.mark.integration
-
-USER = f"system:serviceaccount:{NAMESPACE}:{ACCOUNT}"
-NOT_REQUESTED = {
-    # Asked for by admission when an owner reference blocks deletion; no request of its own.
-    ("update", "finetunejobs/finalizers"),
-    # No job of this release has several nodes; test_operator_changes sends the Service with the operator's token.
-    ("create", "services"),
-}
-
-
-def granted() -> Iterator[tuple[str, str]]:
-    for path in RBAC.glob("*role.yaml"):
-        for rule in yaml.safe_load(path.read_text())["rules"]:
-            yield from ((verb, resource) for verb in rule["verbs"] for resource in rule["resources"])
-
-
-def requests(cluster: Cluster) -> list[Write]:
-    return [request for request in cluster.server.audit.everything() if request.user == USER]
 
 
 @pytest.fixture(scope="module")
 def everything(cluster: Cluster, operator: OperatorProcess) -> Namespace:
     """Every kind of thing that the operator does, at least once."""
     namespace = cluster.namespace()
+    judge_a_scrape(cluster, namespace)
     expire(cluster, namespace, operator)
+    namespace.apply(job(resources={"gpusPerNode": 0, "nodes": 2}, output={"uri": "pvc://models/wide"}), "wide")
+    eventually(lambda: len(namespace.pods("wide")) == 2, "a pod for each node")
     namespace.apply(job(), "held")
     namespace.bound_pod("held")
     cluster.client.patch(namespace.job_path("held"), {"spec": {"suspend": True}})
@@ -47,6 +31,15 @@ def everything(cluster: Cluster, operator: OperatorProcess) -> Namespace:
     delete_a_queued_job(cluster, namespace)
     meet_a_foreign_job(cluster, namespace)
     return namespace
+
+
+def judge_a_scrape(cluster: Cluster, namespace: Namespace) -> None:
+    """A replica whose metrics have a certificate asks whose a token is, and what that user may."""
+    server = cluster.server
+    pair = {"metrics_certificate": str(server.ca_file), "metrics_key": str(server.key_file)}
+    with OperatorProcess(server, "scraped", **pair).running(leading=False) as replica:
+        token = service_account_token(server, account="default", namespace=namespace.name)
+        assert replica.scrape(token)[0] == http.HTTPStatus.FORBIDDEN
 
 
 def expire(cluster: Cluster, namespace: Namespace, operator: OperatorProcess) -> None:
@@ -83,24 +76,26 @@ def meet_a_foreign_job(cluster: Cluster, namespace: Namespace) -> None:
     def conflicted() -> bool:
         for value in range(20):
             cluster.client.patch(namespace.job_path("taken"), {"spec": {"ttlSecondsAfterFinished": value + 100}})
-        return any(r.verb == "get" and r.resource == "finetunejobs" for r in requests(cluster))
+        return any(r.verb == "get" and r.resource == "finetunejobs" for r in requests(cluster.server.audit))
 
     eventually(conflicted, "a conflict", 30)
 
 
+@pytest.mark.security(7)
 @pytest.mark.usefixtures("everything")
 def test_every_right_is_used(cluster: Cluster) -> None:
-    used = {(request.verb, request.resource) for request in requests(cluster) if request.code < 400}
-    assert set(granted()) - used - NOT_REQUESTED == set()
+    rights, uses = granted(cluster.client), used(cluster.server.audit)
+    assert rights
+    assert not rights - uses.keys() - NOT_REQUESTED, table(rights, uses)
 
 
+@pytest.mark.security(7)
 @pytest.mark.usefixtures("everything")
 def test_no_right_was_missing_in_the_whole_session(cluster: Cluster) -> None:
-    """What was forbidden, was so by a quota or by an API server that was just starting, not by RBAC."""
+    """What was refused, was so by an API server that was just starting, not by RBAC."""
     forbidden = {
         (request.verb, request.resource, request.group, request.namespace, request.name)
-        for request in requests(cluster)
-        if request.code in (401, 403)
+        for request in refused(cluster.server.audit)
     }
     assert not [attributes for attributes in forbidden if not is_allowed(cluster, *attributes)]
 
@@ -122,6 +117,7 @@ def is_allowed(
     return bool(answer["status"]["allowed"])
 
 
+@pytest.mark.security(6)
 @pytest.mark.parametrize(
     ("verb", "resource", "group"),
     [

@@ -2,20 +2,21 @@
 
 The order is: the folder that KUBEBUILDER_ASSETS names, then what setup-envtest
 has already downloaded, then a build of the Go module beside this file.
+KUBERNETES_MINOR chooses another minor than the pinned one, of those that have a
+module too; these have the control plane only, no node.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-import re
 import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from .go_build import BuildFailedError as BuildFailedError
-from .go_build import Recipe, build_once, cache, missing_from
+from .go_build import Recipe, build_once, cache, missing_from, required_version
 
 GO_MODULE = Path(__file__).parent / "go"
 NAMES = ("etcd", "kube-apiserver", "kubectl")
@@ -25,6 +26,7 @@ NODE_NAMES = ("kubelet", "kube-proxy") if sys.platform == "linux" else ()
 BUILT_NAMES = (*CONTROL_PLANE_NAMES, *NODE_NAMES)
 PROGRAM = "testbed"
 
+MINOR = "KUBERNETES_MINOR"
 FROM_ENVIRONMENT = "KUBEBUILDER_ASSETS"
 FROM_ENVTEST = "setup-envtest"
 FROM_BUILD = "built from source"
@@ -36,6 +38,10 @@ class BinariesUnavailableError(RuntimeError):
 
 class BrokenAssetsError(RuntimeError):
     """KUBEBUILDER_ASSETS names a folder that lacks a program."""
+
+
+class UnknownMinorError(RuntimeError):
+    """KUBERNETES_MINOR names a minor that has no module here."""
 
 
 @dataclass(frozen=True)
@@ -68,21 +74,33 @@ def find(names: tuple[str, ...] = NAMES) -> Binaries:
             return Binaries(folder, FROM_ENVIRONMENT)
     elif (envtest := _newest_envtest()) and not _missing_from(envtest, names):
         return Binaries(envtest, FROM_ENVTEST)
+    if without := sorted(set(names) - set(_built_names())):
+        raise BinariesUnavailableError(f"Kubernetes {minor_version()} is built without {', '.join(without)}")
     return Binaries(_built(), FROM_BUILD)
 
 
 def kubernetes_version() -> str:
-    """Return the Kubernetes version that go.mod pins, such as v1.36.3."""
-    text = (GO_MODULE / "go.mod").read_text(encoding="utf-8")
-    match = re.search(r"^\s*k8s\.io/kubernetes (v\S+)", text, re.MULTILINE)
-    if match is None:
-        raise ValueError(f"{GO_MODULE / 'go.mod'} does not require k8s.io/kubernetes")
-    return match.group(1)
+    """Return the Kubernetes version that the chosen go.mod pins, such as v1.36.3."""
+    return required_version(_module(), "k8s.io/kubernetes")
 
 
 def minor_version() -> str:
-    """Return the pinned version without its patch, such as v1.36."""
+    """Return the chosen version without its patch, such as v1.36."""
     return kubernetes_version().rpartition(".")[0]
+
+
+def _module() -> Path:
+    """Return the module of the minor that KUBERNETES_MINOR names, or else the pinned one."""
+    pinned = required_version(GO_MODULE, "k8s.io/kubernetes").rpartition(".")[0].removeprefix("v")
+    modules = {path.name.removeprefix("go-"): path for path in GO_MODULE.parent.glob("go-*")} | {pinned: GO_MODULE}
+    minor = os.environ.get(MINOR) or pinned
+    if minor not in modules:
+        raise UnknownMinorError(f"{MINOR}={minor} is none of {', '.join(sorted(modules))}")
+    return modules[minor]
+
+
+def _built_names() -> tuple[str, ...]:
+    return BUILT_NAMES if _module() == GO_MODULE else CONTROL_PLANE_NAMES
 
 
 def _missing_from(folder: Path, names: tuple[str, ...] = NAMES) -> list[str]:
@@ -90,7 +108,7 @@ def _missing_from(folder: Path, names: tuple[str, ...] = NAMES) -> list[str]:
 
 
 def _newest_envtest() -> Path | None:
-    """Return setup-envtest's newest patch of the pinned minor version, if any."""
+    """Return setup-envtest's newest patch of the chosen minor version, if any."""
     suffix = f"-{sys.platform}-{_go_architecture()}"
     prefix = minor_version().removeprefix("v") + "."
     found: list[tuple[int, Path]] = []
@@ -117,7 +135,7 @@ def _go_architecture() -> str:
 def _built() -> Path:
     """Return the folder of the built programs, building them at most once."""
     folder = cache() / _source_hash()
-    if not _missing_from(folder, BUILT_NAMES):
+    if not _missing_from(folder, _built_names()):
         return folder
     go = shutil.which("go")
     if go is None:
@@ -125,7 +143,7 @@ def _built() -> Path:
             "no etcd, kube-apiserver and kubectl for the tests. Either set"
             " KUBEBUILDER_ASSETS to a folder that holds them (setup-envtest use"
             f" -p path {minor_version().removeprefix('v')}.x prints one), or install"
-            f" Go so that they can be built from {GO_MODULE}."
+            f" Go so that they can be built from {_module()}."
         )
     build_once(go, _recipe(), folder)
     return folder
@@ -133,7 +151,7 @@ def _built() -> Path:
 
 def _recipe() -> Recipe:
     what = f"etcd and Kubernetes {kubernetes_version()}"
-    return Recipe(what, GO_MODULE, ".", PROGRAM, _linker_flags(), BUILT_NAMES)
+    return Recipe(what, _module(), ".", PROGRAM, _linker_flags(), _built_names())
 
 
 def _source_hash() -> str:

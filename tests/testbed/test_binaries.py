@@ -15,6 +15,7 @@ SUFFIX = "-linux-amd64"
 def bare_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine with no programs, no Go and empty caches."""
     monkeypatch.delenv("KUBEBUILDER_ASSETS", raising=False)
+    monkeypatch.delenv("KUBERNETES_MINOR", raising=False)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
@@ -23,11 +24,16 @@ def bare_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def programs_in(folder: Path) -> Path:
+def programs_in(folder: Path, names: tuple[str, ...] = binaries.BUILT_NAMES) -> Path:
     folder.mkdir(parents=True)
-    for name in binaries.BUILT_NAMES:
+    for name in names:
         (folder / name).touch(mode=0o755)
     return folder
+
+
+def built(machine: Path, names: tuple[str, ...] = binaries.BUILT_NAMES) -> Path:
+    """A finished build of the chosen minor."""
+    return programs_in(machine / "cache" / "finetune-operator" / "testbed" / binaries._source_hash(), names)
 
 
 def envtest(machine: Path, version: str) -> Path:
@@ -77,9 +83,54 @@ def test_a_machine_with_nothing_is_told_both_remedies() -> None:
 
 
 def test_a_finished_build_is_used_without_go(bare_machine: Path) -> None:
-    cache = bare_machine / "cache" / "finetune-operator" / "testbed"
-    built = programs_in(cache / binaries._source_hash())
-    assert binaries.find() == binaries.Binaries(built, binaries.FROM_BUILD)
+    folder = built(bare_machine)
+    assert binaries.find() == binaries.Binaries(folder, binaries.FROM_BUILD)
+
+
+@pytest.mark.parametrize("minor", ["1.34", "1.35"])
+def test_another_minor_has_a_version_and_a_build_of_its_own(
+    bare_machine: Path, monkeypatch: pytest.MonkeyPatch, minor: str
+) -> None:
+    built(bare_machine)
+    monkeypatch.setenv("KUBERNETES_MINOR", minor)
+    assert binaries.minor_version() == f"v{minor}"
+    with pytest.raises(binaries.BinariesUnavailableError):
+        binaries.find()
+    own = built(bare_machine, binaries.CONTROL_PLANE_NAMES)
+    assert binaries.find(binaries.CONTROL_PLANE_NAMES) == binaries.Binaries(own, binaries.FROM_BUILD)
+
+
+def test_another_minor_has_no_node(bare_machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBERNETES_MINOR", "1.35")
+    built(bare_machine)
+    with pytest.raises(binaries.BinariesUnavailableError, match=r"v1\.35 is built without kube-proxy, kubelet"):
+        binaries.find(binaries.BUILT_NAMES)
+
+
+def test_another_minor_of_setup_envtest_is_taken(bare_machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for version in ("1.35.9", "1.36.2"):
+        envtest(bare_machine, version)
+    monkeypatch.setenv("KUBERNETES_MINOR", "1.35")
+    assert binaries.find().folder.name == f"1.35.9{SUFFIX}"
+
+
+def test_the_pinned_minor_by_name_is_the_pinned_one(bare_machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    version, folder = binaries.kubernetes_version(), built(bare_machine)
+    monkeypatch.setenv("KUBERNETES_MINOR", binaries.minor_version().removeprefix("v"))
+    assert (binaries.kubernetes_version(), binaries.find(binaries.BUILT_NAMES).folder) == (version, folder)
+
+
+def test_the_environment_comes_before_another_minor(bare_machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assets = programs_in(bare_machine / "assets")
+    monkeypatch.setenv("KUBEBUILDER_ASSETS", str(assets))
+    monkeypatch.setenv("KUBERNETES_MINOR", "1.35")
+    assert binaries.find() == binaries.Binaries(assets, binaries.FROM_ENVIRONMENT)
+
+
+def test_a_minor_without_a_module_is_an_error_that_names_those_that_have_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBERNETES_MINOR", "1.30")
+    with pytest.raises(binaries.UnknownMinorError, match=r"KUBERNETES_MINOR=1\.30 is none of 1\.34, 1\.35, 1\.36$"):
+        binaries.find()
 
 
 def test_a_failed_build_shows_the_compilers_words(bare_machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
