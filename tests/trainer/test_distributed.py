@@ -311,9 +311,11 @@ def test_the_first_process_comes_again_when_the_others_are_done(tiny_bert: Path,
     assert run_ranks(run, [killed]) == [-signal.SIGKILL, ExitCode.COMPLETE]
     [first] = ranks.start_each([run])
     assert exit_code(first) == ExitCode.COMPLETE
-    result = last_word(run, 0).result
-    assert result is not None
-    assert result.after == [event["metrics"] for event in events(run) if event["event"] == "evaluation"][-1]
+    word = last_word(run, 0)
+    assert word.result is not None
+    assert word.progress is not None
+    assert word.progress.step == word.result.steps
+    assert word.result.after == [event["metrics"] for event in events(run) if event["event"] == "evaluation"][-1]
 
 
 def test_the_first_process_alone_writes_and_tells(tiny_bert: Path, tmp_path: Path) -> None:

@@ -11,25 +11,28 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from finetune_api.run import Run
-from finetune_api.v1alpha1.status import Result
+from finetune_api.v1alpha1.status import Progress, Result
 from finetune_trainer import storage
 
 
 class EndRecord:
-    """The result of one run, bound to the job's UID and its spec."""
+    """The result of one run and its last progress, bound to the job's UID and its spec."""
 
     def __init__(self, run: Run) -> None:
         self._path = Path(run.work_dir, "result.json")
         self._owner = f"{run.uid}/{run.digest()}"
 
-    def load(self) -> Result | None:
-        """The result, if the model was exported."""
+    def load(self) -> tuple[Result, Progress] | None:
+        """Both, if the model was exported."""
         try:
             kept = json.loads(self._path.read_text(encoding="utf-8"))
-            return Result.model_validate(kept["result"]) if kept["owner"] == self._owner else None
+            if kept["owner"] != self._owner:
+                return None
+            return Result.model_validate(kept["result"]), Progress.model_validate(kept["progress"])
         except (OSError, ValueError, LookupError, TypeError, ValidationError):
             return None
 
-    def save(self, result: Result) -> None:
-        """Keep the result: whole on the disk, or not at all. Raises TrainerError when the disk is full."""
-        storage.replace_file(self._path, json.dumps({"owner": self._owner, "result": result.to_json()}))
+    def save(self, result: Result, progress: Progress) -> None:
+        """Keep both: whole on the disk, or not at all. Raises TrainerError when the disk is full."""
+        kept = {"owner": self._owner, "result": result.to_json(), "progress": progress.to_json()}
+        storage.replace_file(self._path, json.dumps(kept))

@@ -63,6 +63,11 @@ class ProgressLog:
         self._update(choice=choice)
         self._append_progress()
 
+    def ended(self, progress: Progress) -> None:
+        """The run had come to its end before."""
+        self._progress = progress
+        self._append_progress()
+
     def resumed(self, step: int, saved_at: datetime | None, evaluation: dict[str, float]) -> None:
         """What a checkpoint says is known again."""
         checkpoint = CheckpointStatus(step=step, time=saved_at or _now())

@@ -46,7 +46,9 @@ def execute(run: Run, progress: ProgressLog, stop: StopFlag, place: Place = ALON
     target = local_path(spec.output.uri, run, ExitCode.OUTPUT_REFUSED)
     end_record = EndRecord(run)
     if place.size > 1 and (known := end_record.load()) is not None:
-        return known if place.rank == 0 else None
+        result, last = known
+        progress.ended(last)
+        return result if place.rank == 0 else None
     device = devices.pick_device(spec.resources.gpus_per_node, place.local_rank)
     ranks = join(place, device, stop)
     with ExitStack() as held:
@@ -82,7 +84,7 @@ def execute(run: Run, progress: ProgressLog, stop: StopFlag, place: Place = ALON
         def finish() -> Result:
             result = export_result(run, task, tuning, state, target, progress)
             if ranks.size > 1:
-                end_record.save(result)
+                end_record.save(result, progress.latest)
             return result
 
         # The others stay until it is done: if it fails, all start again.
