@@ -41,15 +41,13 @@ _SEEN_SECONDS = 120.0
 
 def execute(run: Run, progress: ProgressLog, stop: StopFlag, place: Place = ALONE) -> Result | None:
     """Train and export a job's model; None where another process of the job exports it. Raises TrainerError."""
-    spec, work_dir = run.spec, Path(run.work_dir)
     refuse_unsupported(run)
-    target = local_path(spec.output.uri, run, ExitCode.OUTPUT_REFUSED)
-    end_record = EndRecord(run)
-    if place.size > 1 and (known := end_record.load()) is not None:
+    target, work_dir = local_path(run.spec.output.uri, run, ExitCode.OUTPUT_REFUSED), Path(run.work_dir)
+    if place.size > 1 and (known := EndRecord(run).load()) is not None:
         result, last = known
         progress.ended(last)
         return result if place.rank == 0 else None
-    device = devices.pick_device(spec.resources.gpus_per_node, place.local_rank)
+    device = devices.pick_device(run.spec.resources.gpus_per_node, place.local_rank)
     ranks = join(place, device, stop)
     with ExitStack() as held:
 
@@ -60,35 +58,43 @@ def execute(run: Run, progress: ProgressLog, stop: StopFlag, place: Place = ALON
         distributed.only_first(ranks, take_place, stop)
         check_shared(ranks, work_dir, stop)
         note_resources(run, ranks, device, progress)
-        directory, task = ranks.attend(lambda: read(run, progress), stop)
-        if spec.strategy.auto is not None:
-            run = resolve(spec.strategy.auto, run, task, directory, device, progress, ranks, stop)
-        loaded = ranks.attend(lambda: load(run, task), stop)
-        # What one process writes meanwhile, such as a teacher's answers, the others read.
-        tuning = distributed.first_before_others(
-            ranks, lambda: prepare(run, task, loaded, directory, device, progress.note), stop
-        )
-        tuning.model.to(device)
-        checkpoints = CheckpointStore(
-            work_dir / "checkpoints",
-            f"{run.uid}/{run.digest()}",
-            spec.checkpoint.keep,
-            progress.note,
-            inputs=same_inputs(ranks, ranks.attend(lambda: inputs_digest(task, directory, tuning), stop)),
-        )
-        state = TrainingLoop(spec, task, tuning, checkpoints, progress, stop, device, ranks).run()
-        # The last checkpoint is saved; an export could outlast the grace period.
-        if distributed.agree_on_any(ranks, stop.is_set):
-            raise Stopped(state.step)
+        return train(run, target, ranks, device, progress, stop)
 
-        def finish() -> Result:
-            result = export_result(run, task, tuning, state, target, progress)
-            if ranks.size > 1:
-                end_record.save(result, progress.latest)
-            return result
 
-        # The others stay until it is done: if it fails, all start again.
-        return distributed.only_first(ranks, finish, stop)
+def train(
+    run: Run, target: Path, ranks: Ranks, device: torch.device, progress: ProgressLog, stop: StopFlag
+) -> Result | None:
+    """What follows once the processes have met, and the first holds the work directory."""
+    end_record = EndRecord(run)
+    directory, task = ranks.attend(lambda: read(run, progress), stop)
+    if run.spec.strategy.auto is not None:
+        run = resolve(run.spec.strategy.auto, run, task, directory, device, progress, ranks, stop)
+    loaded = ranks.attend(lambda: load(run, task), stop)
+    # What one process writes meanwhile, such as a teacher's answers, the others read.
+    tuning = distributed.first_before_others(
+        ranks, lambda: prepare(run, task, loaded, directory, device, progress.note), stop
+    )
+    tuning.model.to(device)
+    checkpoints = CheckpointStore(
+        Path(run.work_dir, "checkpoints"),
+        f"{run.uid}/{run.digest()}",
+        run.spec.checkpoint.keep,
+        progress.note,
+        inputs=same_inputs(ranks, ranks.attend(lambda: inputs_digest(task, directory, tuning), stop)),
+    )
+    state = TrainingLoop(run.spec, task, tuning, checkpoints, progress, stop, device, ranks).run()
+    # The last checkpoint is saved; an export could outlast the grace period.
+    if distributed.agree_on_any(ranks, stop.is_set):
+        raise Stopped(state.step)
+
+    def finish() -> Result:
+        result = export_result(run, task, tuning, state, target, progress)
+        if ranks.size > 1:
+            end_record.save(result, progress.latest)
+        return result
+
+    # The others stay until it is done: if it fails, all start again.
+    return distributed.only_first(ranks, finish, stop)
 
 
 def note_resources(run: Run, ranks: Ranks, device: torch.device, progress: ProgressLog) -> None:
