@@ -160,8 +160,10 @@ def _pod(child: Object) -> Object:
     """The pod that the Job controller and the scheduler would make of a Job."""
     metadata, template = child["metadata"], child["spec"]["template"]
     owner = {"apiVersion": "batch/v1", "kind": "Job", "name": metadata["name"], "uid": metadata["uid"]}
+    annotations = {**template["metadata"].get("annotations", {}), "batch.kubernetes.io/job-completion-index": "0"}
     own = {"name": f"{metadata['name']}-0", "ownerReferences": [{**owner, "controller": True}]}
-    return {"metadata": {**template["metadata"], **own}, "spec": {**template["spec"], "nodeName": NODE}}
+    of_pod = {**template["metadata"], **own, "annotations": annotations}
+    return {"metadata": of_pod, "spec": {**template["spec"], "nodeName": NODE}}
 
 
 def _running(pod: Object) -> Object:
