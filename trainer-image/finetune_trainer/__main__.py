@@ -5,10 +5,15 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":
+    # A container's first process ignores a signal that it has no handler for, and what follows takes seconds to import.
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
 
 import torch
 from pydantic import ValidationError
