@@ -41,9 +41,12 @@ class ExitCode(IntEnum):
         """Whether a cluster starts the job again, in words."""
         if self is ExitCode.COMPLETE or self.permanent:
             return "no"
-        return (
-            "yes, not counted" if self in (ExitCode.PEER_LOST, ExitCode.STOPPED) else "up to `spec.backoffLimit` times"
-        )
+        return "yes, not counted" if self.uncounted else "up to `spec.backoffLimit` times"
+
+    @property
+    def uncounted(self) -> bool:
+        """Whether it is no failed try: a stop that was asked for, or the loss of a process whose own end counts."""
+        return self in (ExitCode.PEER_LOST, ExitCode.STOPPED)
 
     @property
     def explanation(self) -> str:

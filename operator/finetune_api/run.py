@@ -58,6 +58,10 @@ class Run(Contract):
         text = json.dumps(decisive, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def identity(self) -> str:
+        """What is kept of a run is bound to this: the job, and what decides the trained weights."""
+        return f"{self.uid}/{self.digest()}"
+
 
 _NOT_DECISIVE = (
     "checkpoint", "output", "resources", "pod", "queueName", "suspend", "backoffLimit",

@@ -47,7 +47,7 @@ def make_loop(run: Run, stop: StopFlag | None = None) -> TrainingLoop:
     tuning = prepare(run, task, task.load_model(), directory, CPU, progress.note)
     checkpoints = CheckpointStore(
         work_dir / "checkpoints",
-        f"{run.uid}/{run.digest()}",
+        run.identity(),
         run.spec.checkpoint.keep,
         progress.note,
         inputs=inputs_digest(task, directory, tuning),

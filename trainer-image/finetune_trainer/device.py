@@ -14,7 +14,7 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.v1alpha1.training import Precision
 from finetune_trainer.errors import TrainerError
 
-_CGROUP = Path("/sys/fs/cgroup")
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def pick_device(gpus: int, number: int = 0) -> torch.device:
@@ -40,7 +40,7 @@ def set_threads() -> int:
     return torch.get_num_threads()
 
 
-def available_cores(cgroup: Path = _CGROUP) -> int:
+def available_cores(cgroup: Path = CGROUP) -> int:
     """Cores this process may use: its affinity, and the quota of its cgroup, which the host's count ignores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError, ZeroDivisionError):

@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from finetune_api.run import Run
 from finetune_api.v1alpha1.status import Progress, Result
 from finetune_trainer import storage
@@ -20,7 +18,7 @@ class EndRecord:
 
     def __init__(self, run: Run) -> None:
         self._path = Path(run.work_dir, "result.json")
-        self._owner = f"{run.uid}/{run.digest()}"
+        self._owner = run.identity()
 
     def load(self) -> tuple[Result, Progress] | None:
         """Both, if the model was exported."""
@@ -29,7 +27,7 @@ class EndRecord:
             if kept["owner"] != self._owner:
                 return None
             return Result.model_validate(kept["result"]), Progress.model_validate(kept["progress"])
-        except (OSError, ValueError, LookupError, TypeError, ValidationError):
+        except (OSError, ValueError, LookupError, TypeError):
             return None
 
     def save(self, result: Result, progress: Progress) -> None:

@@ -77,7 +77,7 @@ def train(
     tuning.model.to(device)
     checkpoints = CheckpointStore(
         Path(run.work_dir, "checkpoints"),
-        f"{run.uid}/{run.digest()}",
+        run.identity(),
         run.spec.checkpoint.keep,
         progress.note,
         inputs=same_inputs(ranks, ranks.attend(lambda: inputs_digest(task, directory, tuning), stop)),

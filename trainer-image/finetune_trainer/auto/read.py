@@ -19,7 +19,7 @@ from finetune_api.v1alpha1.strategy import AdapterStrategy, AdapterType, Placeme
 from finetune_trainer.adapters.modeling_adapters import features
 from finetune_trainer.auto.facts import Device, Facts, Load, ModelFacts
 from finetune_trainer.batching import Example
-from finetune_trainer.device import autocast
+from finetune_trainer.device import CGROUP, autocast
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models import num_parameters
 from finetune_trainer.strategies import targets
@@ -27,7 +27,6 @@ from finetune_trainer.strategies.adapter import DEFAULT_RANK
 from finetune_trainer.strategies.stacking import DEFAULT_REDUCTION_FACTOR
 from finetune_trainer.tasks import Task
 
-_CGROUP = Path("/sys/fs/cgroup")
 _PROCESS = Path("/proc")
 _ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
 
@@ -56,7 +55,7 @@ def read_facts(run: Run, task: Task, directory: Path, device: torch.device, num_
     )
 
 
-def memory_there(device: torch.device, cgroup: Path = _CGROUP, process: Path = _PROCESS) -> int | None:
+def memory_there(device: torch.device, cgroup: Path = CGROUP, process: Path = _PROCESS) -> int | None:
     """Bytes that training can still take: of the GPU, or of the machine within the container's limit; None if unknown.
 
     The host's free memory says nothing of the limit that the kernel kills a container at, so the lesser one counts.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from finetune_api.exit_codes import ExitCode
@@ -51,13 +52,12 @@ def _failure_rules() -> list[dict[str, Any]]:
 
     Nor does a node that lost its peers: the one that failed counts, and not once more for each that stopped with it.
     """
-    permanent = sorted(int(code) for code in ExitCode if 10 <= code < 30)
     return [
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-        {"action": "FailJob", "onExitCodes": _exit_codes(permanent)},
-        {"action": "Ignore", "onExitCodes": _exit_codes([int(ExitCode.PEER_LOST), int(ExitCode.STOPPED)])},
+        {"action": "FailJob", "onExitCodes": _exit_codes(code for code in ExitCode if code.permanent)},
+        {"action": "Ignore", "onExitCodes": _exit_codes(code for code in ExitCode if code.uncounted)},
     ]
 
 
-def _exit_codes(values: list[int]) -> dict[str, Any]:
-    return {"containerName": names.CONTAINER, "operator": "In", "values": values}
+def _exit_codes(codes: Iterable[ExitCode]) -> dict[str, Any]:
+    return {"containerName": names.CONTAINER, "operator": "In", "values": sorted(map(int, codes))}
