@@ -19,6 +19,7 @@ from typing import Any
 from scale_bed import NODE, Bed, Object, cpu_seconds, in_flight, memory_mib, percentile, wait_until_quiet
 
 # scale_bed puts the folder of the test bed on the path.
+from certificate_pairs import make_pair
 from testbed.audit import Write
 from testbed.operator_process import OperatorProcess
 from testbed.processes import HOST
@@ -37,7 +38,8 @@ def measure_progress(num_jobs: int, seconds: int, *, keep_alive: bool) -> Figure
     """Bring the jobs to Running, then have their trainers report: each by new connections, or by one that is kept."""
     names = [f"job-{number}" for number in range(num_jobs)]
     with Bed.start(with_controllers=False) as bed:
-        certificate, key = _certificate(bed.server.folder)
+        pair = make_pair(bed.server.folder / "progress", f"IP:{HOST}")
+        certificate, key = pair / "tls.crt", pair / "tls.key"
         process = OperatorProcess(
             bed.server, "operator", progress_certificate=str(certificate), progress_key=str(key), resync_seconds=60
         )
@@ -172,12 +174,3 @@ def _running(pod: Object) -> Object:
     seen = {"name": container["name"], "image": container["image"], "imageID": "", "ready": True, "restartCount": 0}
     conditions = [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": "True"}]
     return {"phase": "Running", "conditions": conditions, "containerStatuses": [{**seen, "state": started}]}
-
-
-def _certificate(folder: Path) -> tuple[Path, Path]:
-    """A certificate for the loopback address: ECDSA, of which a handshake costs a server far less than of RSA."""
-    certificate, key = folder / "progress.crt", folder / "progress.key"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=progress"
-    names = f"-addext subjectAltName=IP:{HOST} -keyout {key} -out {certificate}"
-    subprocess.run([*command.split(), *names.split()], check=True, capture_output=True)
-    return certificate, key

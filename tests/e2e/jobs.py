@@ -108,6 +108,21 @@ class Team:
         text = (self.models / ".finetune" / uid / "progress.jsonl").read_text(encoding="utf-8")
         return [json.loads(line) for line in text.splitlines()]
 
+    def notes(self, uid: str) -> list[str]:
+        """The sentences among these."""
+        return [event["text"] for event in self.events(uid) if event["event"] == "note"]
+
+    def suspend(self, name: str, suspended: bool) -> None:
+        """Suspend a job, or let it go on."""
+        change = json.dumps({"spec": {"suspend": suspended}})
+        self.kubectl("patch", f"ftj/{name}", "--type=merge", f"--patch={change}")
+
+    def until_empty(self) -> None:
+        """Wait until nothing is left of any job, and no trainer is on the node."""
+        empty = lambda: not self.kubectl("get", "pods,jobs,services,ftj", "--output=name").strip()  # noqa: E731
+        eventually(empty, "the namespace is empty", START_SECONDS)
+        assert not self.cluster.slot.container_processes()
+
     def kill_trainer(self, pod: Object) -> None:
         """Kill a pod's trainer, without a word, as a kernel that is out of memory does."""
         pids = self.cluster.slot.container_processes(pod["metadata"]["uid"])

@@ -18,17 +18,16 @@ NO_CHECKPOINTS = {"everySteps": 1_000_000}
 def test_suspended_job_saves_and_goes_on_where_it_stopped(team: Team, operator: OperatorProcess) -> None:
     uid = team.apply("paused", training={"maxSteps": STEPS, "batchSize": 8}, checkpoint=NO_CHECKPOINTS)
     team.wait_for_step(operator, "paused", 10)
-    team.kubectl("patch", "ftj/paused", "--type=merge", '--patch={"spec": {"suspend": true}}')
+    team.suspend("paused", True)
     team.namespace.until("paused", "Suspended", "SuspendedByUser", seconds=START_SECONDS)
     eventually(lambda: not team.namespace.pods("paused"), "the trainer has stopped", START_SECONDS)
     [stopped_at] = team.checkpoints(uid)
     assert 10 <= stopped_at < STEPS
     assert team.namespace.job("paused")["status"]["phase"] == "Suspended"
 
-    team.kubectl("patch", "ftj/paused", "--type=merge", '--patch={"spec": {"suspend": false}}')
+    team.suspend("paused", False)
     team.namespace.until("paused", "Complete", seconds=START_SECONDS + END_SECONDS)
-    notes = [event["text"] for event in team.events(uid) if event["event"] == "note"]
-    assert f"resumed from the checkpoint at step {stopped_at} of {STEPS}" in notes
+    assert f"resumed from the checkpoint at step {stopped_at} of {STEPS}" in team.notes(uid)
     assert f"resumed from the checkpoint at step {stopped_at}" in team.kubectl("logs", "job/paused")
     status = team.namespace.job("paused")["status"]
     assert status["result"]["steps"] == STEPS
@@ -39,12 +38,7 @@ def test_job_deleted_while_it_trains_leaves_its_volumes_and_nothing_else(team: T
     uid = team.apply("unwanted", training={"maxSteps": 1_000_000, "batchSize": 8}, checkpoint={"everySteps": 5})
     team.wait_for_step(operator, "unwanted", 6)
     team.kubectl("delete", "ftj/unwanted", "--timeout=60s")
-    eventually(
-        lambda: not team.kubectl("get", "pods,jobs,services,ftj", "--output=name").strip(),
-        "the namespace is empty",
-        START_SECONDS,
-    )
-    assert not team.cluster.slot.container_processes()
+    team.until_empty()
     assert team.metric(operator, "unwanted", "finetune_job_steps_total") is None
     claims = team.kubectl("get", "persistentvolumeclaims", "--output=name").split()
     assert claims == [f"persistentvolumeclaim/{name}" for name in ("base-models", "data", "models", "tiny-models")]

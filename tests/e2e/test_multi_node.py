@@ -104,16 +104,15 @@ def test_node_that_is_killed_counts_once_and_its_peer_not_at_all(team: Team, ope
 def test_suspended_job_of_two_nodes_goes_on_where_it_stopped(team: Team, operator: OperatorProcess) -> None:
     uid = apply(team, "paused", LONG, checkpoint=NO_CHECKPOINTS)
     team.wait_for_step(operator, "paused", 10)
-    team.kubectl("patch", "ftj/paused", "--type=merge", '--patch={"spec": {"suspend": true}}')
+    team.suspend("paused", True)
     team.namespace.until("paused", "Suspended", "SuspendedByUser", seconds=START_SECONDS)
     eventually(lambda: not team.namespace.pods("paused"), "the trainers have stopped", START_SECONDS)
     [stopped_at] = team.checkpoints(uid)
     assert 10 <= stopped_at < LONG
 
-    team.kubectl("patch", "ftj/paused", "--type=merge", '--patch={"spec": {"suspend": false}}')
+    team.suspend("paused", False)
     team.namespace.until("paused", "Complete", seconds=2 * START_SECONDS + END_SECONDS)
-    notes = [event["text"] for event in team.events(uid) if event["event"] == "note"]
-    assert f"resumed from the checkpoint at step {stopped_at} of {LONG}" in notes
+    assert f"resumed from the checkpoint at step {stopped_at} of {LONG}" in team.notes(uid)
     status = team.namespace.job("paused")["status"]
     assert status["result"]["steps"] == LONG
     assert status.get("restarts", 0) == 0
@@ -124,9 +123,4 @@ def test_deleted_job_of_two_nodes_leaves_its_volumes_and_nothing_else(team: Team
     team.wait_for_step(operator, "unwanted", 6)
     assert services(team)
     team.kubectl("delete", "ftj/unwanted", "--timeout=60s")
-    eventually(
-        lambda: not team.kubectl("get", "pods,jobs,services,ftj", "--output=name").strip(),
-        "the namespace is empty",
-        START_SECONDS,
-    )
-    assert not team.cluster.slot.container_processes()
+    team.until_empty()

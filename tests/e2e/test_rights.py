@@ -6,19 +6,17 @@ It runs after all other modules, whose pods and requests it judges too.
 from __future__ import annotations
 
 import os
-import ssl
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from account_rights import NOT_REQUESTED, granted, refused, requests, table, used
+from account_rights import NOT_REQUESTED, granted, refused, table, used
 from e2e.jobs import ASSETS, END_SECONDS, START_SECONDS, TRAINER_USER, Team
-from testbed.client import Object, eventually
+from rights_in_use import delete_a_queued_job, judge_a_scrape, meet_a_foreign_job
+from testbed.client import eventually
 from testbed.node import NodeCluster
-from testbed.operator_process import NAMESPACE, OperatorProcess, service_account_token
+from testbed.operator_process import OperatorProcess
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -36,9 +34,9 @@ def everything(
     expire(team, tmp_path_factory.mktemp("own"))
     suspend(team)
     rendezvous(team)
-    delete_a_queued_job(team)
-    meet_a_foreign_job(team)
-    be_scraped(node_cluster)
+    delete_a_queued_job(team.namespace, team.apply)
+    meet_a_foreign_job(team.namespace, team.apply)
+    judge_a_scrape(team.namespace, node_cluster.operator)
     yield team
     team.delete()
 
@@ -66,45 +64,6 @@ def rendezvous(team: Team) -> None:
     team.apply("pair", resources={**LARGE, "nodes": 2})
     eventually(lambda: team.cluster.client.items(team.namespace.path("services")), "the Service of two nodes")
     team.kubectl("delete", "ftj/pair", "--timeout=60s")
-
-
-def delete_a_queued_job(team: Team) -> None:
-    """A Job under a queue cannot be suspended by anybody but the queue: it is deleted."""
-    team.apply("queued", queueName="research")
-    team.namespace.until("queued", "Queued")
-    team.cluster.client.patch(team.namespace.job_path("queued"), {"spec": {"suspend": True}})
-    eventually(lambda: team.cluster.client.find(team.namespace.child_path("queued")) is None, "the queued Job is gone")
-
-
-def meet_a_foreign_job(team: Team) -> None:
-    """The Job is read, and so is the FineTuneJob when somebody else's writes make the operator's own conflict."""
-    template = {"spec": {"restartPolicy": "Never", "containers": [{"name": "main", "image": "none"}]}}
-    foreign: Object = {"metadata": {"name": "taken"}, "spec": {"suspend": True, "template": template}}
-    team.cluster.client.create(team.namespace.child_path(), foreign)
-    team.apply("taken")
-    team.namespace.until("taken", "Reconciling", "ChildNameTaken")
-
-    def conflicted() -> bool:
-        for value in range(20):
-            change = {"spec": {"ttlSecondsAfterFinished": value + 100}}
-            team.cluster.client.patch(team.namespace.job_path("taken"), change)
-        return any((r.verb, r.resource) == ("get", "finetunejobs") for r in requests(team.cluster.server.audit))
-
-    eventually(conflicted, "a conflict", 30)
-
-
-def be_scraped(cluster: NodeCluster) -> None:
-    """Metrics over TLS ask the API server whose token it is, and what its user may: this one may not."""
-    server = cluster.server
-    certificate = {"metrics_certificate": str(server.ca_file), "metrics_key": str(server.key_file)}
-    with cluster.operator("scraped", **certificate).running(leading=False) as replica:
-        token = service_account_token(server, account="default", namespace=NAMESPACE)
-        url = f"https://{server.address}:{replica.metrics_port}/metrics"
-        tls = urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=server.ca_file))
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), tls)
-        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
-        with pytest.raises(urllib.error.HTTPError, match="403"):
-            opener.open(request, timeout=10)
 
 
 @pytest.mark.usefixtures("everything")

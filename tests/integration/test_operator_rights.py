@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import http
+import functools
 
 import pytest
 
-from account_rights import NOT_REQUESTED, USER, granted, refused, requests, table, used
+from account_rights import NOT_REQUESTED, USER, granted, refused, table, used
 from operator_jobs import job, pod_token, report, report_path
+from rights_in_use import delete_a_queued_job, judge_a_scrape, meet_a_foreign_job
 from testbed.client import Object, eventually
 from testbed.cluster import Cluster, Namespace
-from testbed.operator_process import OperatorProcess, service_account_token
+from testbed.operator_process import OperatorProcess
 
 pytest_plugins = ["testbed.plugin"]
 pytestmark = pytest.mark.integration
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.integration
 def everything(cluster: Cluster, operator: OperatorProcess) -> Namespace:
     """Every kind of thing that the operator does, at least once."""
     namespace = cluster.namespace()
-    judge_a_scrape(cluster, namespace)
+    judge_a_scrape(namespace, functools.partial(OperatorProcess, cluster.server))
     expire(cluster, namespace, operator)
     namespace.apply(job(resources={"gpusPerNode": 0, "nodes": 2}, output={"uri": "pvc://models/wide"}), "wide")
     eventually(lambda: len(namespace.pods("wide")) == 2, "a pod for each node")
@@ -28,18 +29,10 @@ def everything(cluster: Cluster, operator: OperatorProcess) -> Namespace:
     namespace.bound_pod("held")
     cluster.client.patch(namespace.job_path("held"), {"spec": {"suspend": True}})
     namespace.until("held", "Suspended")
-    delete_a_queued_job(cluster, namespace)
-    meet_a_foreign_job(cluster, namespace)
+    apply = lambda name, **spec: namespace.apply(job(**spec), name)  # noqa: E731
+    delete_a_queued_job(namespace, apply)
+    meet_a_foreign_job(namespace, apply)
     return namespace
-
-
-def judge_a_scrape(cluster: Cluster, namespace: Namespace) -> None:
-    """A replica whose metrics have a certificate asks whose a token is, and what that user may."""
-    server = cluster.server
-    pair = {"metrics_certificate": str(server.ca_file), "metrics_key": str(server.key_file)}
-    with OperatorProcess(server, "scraped", **pair).running(leading=False) as replica:
-        token = service_account_token(server, account="default", namespace=namespace.name)
-        assert replica.scrape(token)[0] == http.HTTPStatus.FORBIDDEN
 
 
 def expire(cluster: Cluster, namespace: Namespace, operator: OperatorProcess) -> None:
@@ -54,31 +47,6 @@ def expire(cluster: Cluster, namespace: Namespace, operator: OperatorProcess) ->
     cluster.kubelet.end(pod, 0)
     gone = lambda: cluster.client.find(namespace.job_path("brief")) is None  # noqa: E731
     eventually(gone, "the job is deleted after its time to live")
-
-
-def delete_a_queued_job(cluster: Cluster, namespace: Namespace) -> None:
-    """A Job under a queue cannot be suspended by anybody but the queue: it is deleted."""
-    namespace.apply(job(queueName="research"), "queued")
-    namespace.until("queued", "Queued")
-    cluster.client.patch(namespace.job_path("queued"), {"spec": {"suspend": True}})
-    namespace.until("queued", "Suspended")
-    eventually(lambda: cluster.client.find(namespace.child_path("queued")) is None, "the queued Job is deleted")
-
-
-def meet_a_foreign_job(cluster: Cluster, namespace: Namespace) -> None:
-    """The Job is read, and so is the FineTuneJob when somebody else's writes make the operator's own conflict."""
-    template = {"spec": {"restartPolicy": "Never", "containers": [{"name": "main", "image": "none"}]}}
-    foreign = {"metadata": {"name": "taken"}, "spec": {"suspend": True, "template": template}}
-    cluster.client.create(namespace.child_path(), foreign)
-    namespace.apply(job(), "taken")
-    namespace.until("taken", "Reconciling", "ChildNameTaken")
-
-    def conflicted() -> bool:
-        for value in range(20):
-            cluster.client.patch(namespace.job_path("taken"), {"spec": {"ttlSecondsAfterFinished": value + 100}})
-        return any(r.verb == "get" and r.resource == "finetunejobs" for r in requests(cluster.server.audit))
-
-    eventually(conflicted, "a conflict", 30)
 
 
 @pytest.mark.security(7)

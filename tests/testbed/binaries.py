@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from .go_build import BinariesUnavailableError as BinariesUnavailableError
 from .go_build import BuildFailedError as BuildFailedError
-from .go_build import Recipe, build_once, cache, missing_from, required_version
+from .go_build import Recipe, build_once, missing_from, required_version
 
 GO_MODULE = Path(__file__).parent / "go"
 NAMES = ("etcd", "kube-apiserver", "kubectl")
@@ -30,10 +30,6 @@ MINOR = "KUBERNETES_MINOR"
 FROM_ENVIRONMENT = "KUBEBUILDER_ASSETS"
 FROM_ENVTEST = "setup-envtest"
 FROM_BUILD = "built from source"
-
-
-class BinariesUnavailableError(RuntimeError):
-    """There are no binaries and no Go to build them with."""
 
 
 class BrokenAssetsError(RuntimeError):
@@ -134,19 +130,14 @@ def _go_architecture() -> str:
 
 def _built() -> Path:
     """Return the folder of the built programs, building them at most once."""
-    folder = cache() / _source_hash()
-    if not _missing_from(folder, _built_names()):
-        return folder
-    go = shutil.which("go")
-    if go is None:
-        raise BinariesUnavailableError(
-            "no etcd, kube-apiserver and kubectl for the tests. Either set"
-            " KUBEBUILDER_ASSETS to a folder that holds them (setup-envtest use"
-            f" -p path {minor_version().removeprefix('v')}.x prints one), or install"
-            f" Go so that they can be built from {_module()}."
-        )
-    build_once(go, _recipe(), folder)
-    return folder
+    return build_once(
+        _recipe(),
+        _source_hash(),
+        "no etcd, kube-apiserver and kubectl for the tests. Either set"
+        " KUBEBUILDER_ASSETS to a folder that holds them (setup-envtest use"
+        f" -p path {minor_version().removeprefix('v')}.x prints one), or install"
+        f" Go so that they can be built from {_module()}.",
+    )
 
 
 def _recipe() -> Recipe:

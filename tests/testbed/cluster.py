@@ -49,15 +49,19 @@ class Cluster:
         self.client.delete(LEASE)
 
 
-class HasClient(Protocol):
+class AnyCluster(Protocol):
     """A cluster, whatever its node."""
+
+    @property
+    def server(self) -> ApiServer:
+        """Its API server."""
 
     @property
     def client(self) -> Client:
         """Its administrator."""
 
 
-def make_namespace(name: str, cluster: HasClient) -> Namespace:
+def make_namespace(name: str, cluster: AnyCluster) -> Namespace:
     """A new namespace under the restricted Pod Security Standard, where pods can be made."""
     cluster.client.create("/api/v1/namespaces", {"metadata": {"name": name, "labels": RESTRICTED}})
     account = f"/api/v1/namespaces/{name}/serviceaccounts/default"
@@ -70,7 +74,7 @@ class Namespace:
     """One namespace: the jobs of one test."""
 
     name: str
-    cluster: HasClient
+    cluster: AnyCluster
 
     def path(self, plural: str, name: str = "", prefix: str = "/api/v1") -> str:
         """The path of a kind, or of one object."""

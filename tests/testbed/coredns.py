@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-from .binaries import BinariesUnavailableError
-from .go_build import Recipe, build_once, cache, missing_from, required_version
+from .go_build import Recipe, build_once, required_version
 
 MODULE = Path(__file__).parent / "coredns"
 
@@ -15,10 +13,5 @@ def find_coredns() -> Path:
     """CoreDNS, built once. Raises BinariesUnavailableError, BuildFailedError."""
     version = required_version(MODULE, "github.com/coredns/coredns")
     recipe = Recipe(f"CoreDNS {version}", MODULE, ".", "coredns", "-s -w")
-    folder = cache() / f"coredns-{recipe.source_hash()}"
-    if missing_from(folder, [recipe.program]):
-        go = shutil.which("go")
-        if go is None:
-            raise BinariesUnavailableError("no CoreDNS: install Go so that it can be built")
-        build_once(go, recipe, folder)
+    folder = build_once(recipe, f"coredns-{recipe.source_hash()}", "no CoreDNS: install Go so that it can be built")
     return folder / recipe.program

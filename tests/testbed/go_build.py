@@ -20,6 +20,10 @@ from typing import IO
 PROGRESS_SECONDS = 30.0
 
 
+class BinariesUnavailableError(RuntimeError):
+    """There are no programs and no Go to build them with."""
+
+
 class BuildFailedError(RuntimeError):
     """The Go build ended with an error."""
 
@@ -66,13 +70,23 @@ def missing_from(folder: Path, names: Sequence[str]) -> list[str]:
     return [name for name in names if not os.access(folder / name, os.X_OK)]
 
 
-def build_once(go: str, recipe: Recipe, folder: Path) -> None:
-    """Have the programs in a folder; of several processes one builds. Raises BuildFailedError."""
-    names = (recipe.program, *recipe.links)
+def build_once(recipe: Recipe, name: str, without_go: str) -> Path:
+    """The folder of that name with the programs; of several processes one builds, at most once.
+
+    Raises BuildFailedError, and BinariesUnavailableError with the words for a machine that has no Go.
+    """
+    folder = cache() / name
+    names = recipe.links or (recipe.program,)  # a link is usable only with the program behind it
+    if not missing_from(folder, names):
+        return folder
+    go = shutil.which("go")
+    if go is None:
+        raise BinariesUnavailableError(without_go)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _locked(folder.with_suffix(".lock"), recipe.what):
         if missing_from(folder, names):
             _build(go, recipe, folder)
+    return folder
 
 
 @contextmanager

@@ -5,8 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from .binaries import BinariesUnavailableError
-from .go_build import Recipe, build_once, cache, missing_from, required_version
+from .go_build import Recipe, build_once, required_version
 
 MODULE = Path(__file__).parent / "helm"
 PACKAGE = "helm.sh/helm/v3/cmd/helm"
@@ -17,13 +16,8 @@ def find_helm() -> Path:
     if installed := shutil.which("helm"):
         return Path(installed)
     recipe = _recipe()
-    folder = cache() / f"helm-{recipe.source_hash()}"
-    if missing_from(folder, [recipe.program]):
-        go = shutil.which("go")
-        if go is None:
-            raise BinariesUnavailableError("no helm: install it, or install Go so that it can be built")
-        build_once(go, recipe, folder)
-    return folder / recipe.program
+    without_go = "no helm: install it, or install Go so that it can be built"
+    return build_once(recipe, f"helm-{recipe.source_hash()}", without_go) / recipe.program
 
 
 def _recipe() -> Recipe:

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .binaries import cache
+from .go_build import cache
 from .node_machine import NodeUnavailableError, run, say
 
 ROOT = Path(__file__).resolve().parents[2]

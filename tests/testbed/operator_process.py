@@ -143,7 +143,7 @@ class OperatorProcess:
         """What /metrics answers where it has a certificate, which is the API server's unless another is told."""
         tls = ssl.create_default_context(cafile=ca_file or self.server.ca_file)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        connection = http.client.HTTPSConnection(HOST, self.metrics_port, timeout=10, context=tls)
+        connection = http.client.HTTPSConnection(self.server.address, self.metrics_port, timeout=10, context=tls)
         with closing(connection):
             connection.request("GET", "/metrics", headers=headers)
             answer = connection.getresponse()

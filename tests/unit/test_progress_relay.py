@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import ssl
-import subprocess
 from pathlib import Path
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
+from certificate_pairs import make_pair, needs_openssl
 from finetune_operator.host.leader import address_in, make_identity
 from finetune_operator.host.settings import OperatorSettings, from_environment
 from finetune_operator.progress.relay import Relay
@@ -86,16 +85,13 @@ def test_address_is_told_where_there_is_a_progress_server(pod_ip: str, certifica
 
 def certificate(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """Both sides' contexts for a new certificate of localhost."""
-    files = [str(folder / name) for name in ("tls.crt", "tls.key")]
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost"
-    names = ["-addext", "subjectAltName=DNS:localhost", "-out", files[0], "-keyout", files[1]]
-    subprocess.run([*command.split(), *names], check=True, capture_output=True)
+    make_pair(folder)
     server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    server.load_cert_chain(*files)
-    return server, ssl.create_default_context(cafile=files[0])
+    server.load_cert_chain(folder / "tls.crt", folder / "tls.key")
+    return server, ssl.create_default_context(cafile=folder / "tls.crt")
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+@needs_openssl
 def test_who_sends_bad_tokens_is_not_passed_on_for_ever_and_others_are(tmp_path: Path) -> None:
     """The leader sees the relay's address for all senders: none of them may use up what it lets through."""
     tokens: list[str] = []
