@@ -64,12 +64,14 @@ VALID_SPECS: dict[str, str] = {
       onForgetting: RollBack
   checkpoint: {everySteps: 50, keep: 3}
   output: {uri: "pvc://models/tuned", createClaim: {size: 20Gi, storageClassName: fast.example}}
-  resources: {nodes: 2, gpusPerNode: 4, gpuResourceName: amd.com/gpu, cpu: 1500m, memory: 16Gi, sharedMemory: 0.5Gi}
+  resources: {nodes: 2, gpusPerNode: 4, gpuResourceName: amd.com/gpu, cpu: 1500m, memory: 16Gi, sharedMemory: 0.5Gi,
+    ephemeralStorage: 200Gi}
   pod:
     nodeSelector: {example.com/zone: a}
     tolerations: [{key: example.com/gpu, operator: Equal, value: "yes", effect: NoSchedule}]
     labels: {team: research}
-    envFromSecrets: [{name: HF_TOKEN, secret: hub.token, key: token}]
+    envFromSecrets: [{name: HF_TOKEN, secret: hub.token, key: token},
+      {name: AWS_ENDPOINT_URL, secret: store, key: endpoint}, {name: AWS_REGION, secret: store, key: region}]
     priorityClassName: high
   queueName: research
   suspend: true
@@ -352,6 +354,7 @@ _RULE_BREAKERS: list[tuple[str, str, Path, Any]] = [
     ("minimal", "spec.data.unlabeled", ("spec", "data", "unlabeled"), {"uri": "file:///more.jsonl"}),
     ("minimal", "spec.model.revision", ("spec", "model", "revision"), "main"),
     ("minimal", "spec.model.uri", ("spec", "model", "uri"), "hf://datasets/owner/name"),
+    ("minimal", "spec.model.uri", ("spec", "model", "uri"), "https://host/model"),
     ("minimal", "spec.data.train", ("spec", "data", "train", "split"), "train"),
     ("minimal", "spec.data.train.uri", ("spec", "data", "train", "uri"), "hf://owner/name"),
     ("everything-of-full", "spec.data.splitFraction", ("spec", "data", "splitFraction"), "0.5"),
@@ -415,7 +418,8 @@ _RULE_BREAKERS: list[tuple[str, str, Path, Any]] = [
     *(
         ("minimal", "spec.pod.envFromSecrets[0].name", ("spec", "pod", "envFromSecrets"),
          [{"name": name, "secret": "a", "key": "a"}])
-        for name in ("LD_PRELOAD", "PYTHONPATH", "HOME", "HF_ENDPOINT", "MASTER_ADDR", "JOB_COMPLETION_INDEX", "_KEYS")
+        for name in ("LD_PRELOAD", "PYTHONPATH", "HOME", "HF_ENDPOINT", "MASTER_ADDR", "JOB_COMPLETION_INDEX", "_KEYS",
+                     "AWS_CONFIG_FILE", "AWS_ENDPOINT_URL_STS", "AWS_REGION_X", "X_AWS_REGION", "AWS_CA_BUNDLE")
     ),
     ("lora", "spec.strategy.adapter.targetModules", ("spec", "strategy", "adapter", "targetModules"), ["q", "q"]),
     *(

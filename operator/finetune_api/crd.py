@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from finetune_api.base import Contract, Rule, models_in
-from finetune_api.v1alpha1 import GROUP, KIND, PLURAL, VERSION, FineTuneJobSpec
+from finetune_api.v1alpha1 import GROUP, KIND, PLURAL, VERSION, FineTuneJob, FineTuneJobSpec
 from finetune_api.v1alpha1.job import ObjectMeta
 from finetune_api.v1alpha1.status import FineTuneJobStatus
 
@@ -61,6 +61,7 @@ def crd() -> dict[str, Any]:
             "spec": structural_schema(FineTuneJobSpec),
             "status": structural_schema(FineTuneJobStatus),
         },
+        "x-kubernetes-validations": [rendered(rule) for rule in FineTuneJob.rules],
     }
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
@@ -136,7 +137,7 @@ def _convert(
     elif schema.get("type") == "object":
         schema |= _map(node, defs, models)
     if model is not None and model.rules:
-        schema["x-kubernetes-validations"] = [_rule(rule) for rule in model.rules]
+        schema["x-kubernetes-validations"] = [rendered(rule) for rule in model.rules]
     return schema
 
 
@@ -200,11 +201,12 @@ def _map(node: Schema, defs: dict[str, Schema], models: dict[str, type[Contract]
     return schema
 
 
-def _rule(rule: Rule) -> Schema:
-    rendered = {"rule": rule.cel, "message": rule.message}
+def rendered(rule: Rule) -> Schema:
+    """A rule as the API server evaluates it."""
+    schema = {"rule": rule.cel, "message": rule.message}
     if rule.field:
-        rendered["fieldPath"] = rule.field
-    return rendered
+        schema["fieldPath"] = rule.field
+    return schema
 
 
 def render() -> str:

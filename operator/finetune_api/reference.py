@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 from finetune_api.base import Contract, models_in
-from finetune_api.crd import Schema, structural_schema
+from finetune_api.crd import Schema, rendered, structural_schema
 from finetune_api.support import UNSUPPORTED
-from finetune_api.v1alpha1 import API_VERSION, KIND, FineTuneJobSpec
+from finetune_api.v1alpha1 import API_VERSION, KIND, FineTuneJob, FineTuneJobSpec
 from finetune_api.v1alpha1.job import ObjectMeta
 from finetune_api.v1alpha1.status import FineTuneJobStatus
 from finetune_api.values import (
@@ -64,6 +64,8 @@ def render() -> str:
         f"## metadata\n\n`metadata.name` is required: {name}\n",
         "## spec\n",
         *_sections(FineTuneJobSpec, "spec"),
+        "### Changes\n\nBesides what is fixed for good (above), by how far the job is:\n",
+        "".join(f"- {_attributed(rendered(rule))}\n" for rule in FineTuneJob.rules),
         "## status\n\nWritten by the operator, never by people.\n",
         *_sections(FineTuneJobStatus, "status"),
     ]

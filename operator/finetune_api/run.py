@@ -36,9 +36,13 @@ class Run(Contract):
     """Directory for checkpoints and records; it has to outlive the process for a run to resume."""
     manifest_dir: str = "/"
     """What a relative file:// URI starts from."""
+    downloads: dict[str, str] = Field(default_factory=dict, exclude=True)
+    """Where the trainer has put what each s3:// and https:// URI names; nobody else knows."""
 
     def local_path(self, uri: str) -> Path:
-        """The path of a pvc:// or file:// URI. Raises UnresolvedUri."""
+        """The path of a pvc:// or file:// URI, or of what was downloaded. Raises UnresolvedUri."""
+        if uri in self.downloads:
+            return Path(self.downloads[uri])
         scheme, _, rest = uri.partition("://")
         if scheme == "file":
             return Path(self.manifest_dir, rest)

@@ -51,9 +51,10 @@ class Placed:
         return self.directory / "termination.json"
 
     @property
-    def output(self) -> Path:
-        """Where the model goes."""
-        return self.run.local_path(self.run.spec.output.uri)
+    def output(self) -> Path | None:
+        """The directory that the model goes to; None when it goes into an object store."""
+        uri = self.run.spec.output.uri
+        return None if uri.startswith("s3://") else self.run.local_path(uri)
 
     def termination(self) -> Termination | None:
         """The trainer's last word, if it could say one."""
@@ -63,9 +64,9 @@ class Placed:
             return None
 
     def is_complete(self) -> bool:
-        """Whether an earlier run of the very same job is Complete and its model is still there."""
+        """Whether an earlier run of the very same job is Complete and its model, if on this machine, still there."""
         termination = self.termination()
-        return termination is not None and termination.result is not None and self.output.is_dir()
+        return termination is not None and termination.result is not None and (not self.output or self.output.is_dir())
 
 
 def parse_volumes(options: Sequence[str]) -> dict[str, str]:

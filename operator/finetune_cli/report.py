@@ -20,7 +20,7 @@ _ROWS: tuple[tuple[str, Callable[[Placed, Result], str]], ...] = (
     ("share of all", lambda placed, result: f"{result.trainable_parameters / result.total_parameters:.2%}"),
     ("steps", lambda placed, result: f"{result.steps}{' (stopped early)' if result.stopped_early else ''}"),
     ("time", lambda placed, result: f"{result.duration_seconds:.0f} s"),
-    ("model", lambda placed, result: _from_here(placed.output)),
+    ("model", lambda placed, result: _from_here(placed.output) if placed.output else result.uri),
 )
 
 

@@ -61,7 +61,12 @@ CHECKS = (
     Check(13, "no takeover", "An object that has a child's name already is neither adopted, changed nor deleted."),
     Check(14, "no injection by names", "Names, labels and values of any kind reach no shell."),
     Check(15, "no path traversal", "No path leaves the volume or directory that it names."),
-    Check(16, "no request forgery", "No address of the platform's own network is asked for what a user names."),
+    Check(
+        16,
+        "no request forgery",
+        "No address of the platform's own network is asked for what a user names, but an object store's that a secret "
+        "names.",
+    ),
     Check(17, "no remote code", "Code of a model or data repository never runs."),
     Check(18, "no pickle", "Weights and rows are never unpickled."),
     Check(19, "secrets stay secret", "A token is in no log, status, event, metric, checkpoint or model."),

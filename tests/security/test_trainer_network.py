@@ -1,4 +1,4 @@
-"""Nothing in a job makes the trainer call a host beside the hub, and the token goes to the hub alone."""
+"""Nothing in a job makes the trainer call a host of the platform's own; the token goes to the hub alone."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.run import Run
 from hubserver import server
 from hubserver.server import HubServer
+from objectstore.server import OWNER, ObjectStore, use
 from security.canaries import Host, edit_json, listening
 from trainer.conftest import unchecked_export  # noqa: F401 - its settings too: few threads, no hub
 from trainer.runs import finish
 from trainer.test_data_hub import TOKEN, Reader, make_lines_repository
 from trainer.tiny import FULL, make_model, make_run
 
+pytest_plugins = ["objectstore.plugin"]
 pytestmark = pytest.mark.security(16)
 
 # {port} is that of a host that must not be called.
@@ -50,17 +52,19 @@ FIELDS: dict[str, Callable[[str], dict[str, Any]]] = {
 # Run at once in a fresh process, because connections are noted by an audit hook, which stays for ever.
 _RUN_ALL = """
 import json, sys
-hosts = []
+names, hosts = [], []
 def note(event, arguments):
     if event == "socket.getaddrinfo":
-        hosts.append(str(arguments[0]))
+        names.append(str(arguments[0]))
     elif event == "socket.connect" and isinstance(arguments[1], tuple):
         hosts.append(str(arguments[1]))
 sys.addaudithook(note)
 from finetune_api.run import Run
+from finetune_trainer.remote import https
 from trainer.runs import finish
+https.PAUSES = ()
 codes = [int(finish(Run.model_validate_json(line)).exit_code) for line in sys.stdin]
-print(json.dumps({"codes": codes, "hosts": hosts}))
+print(json.dumps({"codes": codes, "names": names, "hosts": hosts}))
 """
 
 
@@ -101,7 +105,7 @@ def read_both(hub: HubServer, reader: Reader, name: str) -> None:
 
 
 def test_no_uri_in_any_field_makes_a_connection(tmp_path: Path, elsewhere: Host) -> None:
-    """Refused by the contract, or by the trainer in words; and no name is looked up."""
+    """Refused by the contract, or by the trainer in words. Of https:// names alone the address is looked up."""
     plain = make_run(tmp_path / "run", make_model(tmp_path / "model"), FULL, num_train=8, num_evaluation=4)
     accepted: list[Run] = []
     for uri in HOSTILE:
@@ -123,9 +127,10 @@ def test_no_uri_in_any_field_makes_a_connection(tmp_path: Path, elsewhere: Host)
     answer = json.loads(done.stdout.splitlines()[-1])
     assert len(answer["codes"]) > len(FIELDS)
     assert answer["hosts"] == []
+    assert set(answer["names"]) == {"localhost", "127.0.0.1.nip.io"}
     assert elsewhere.requests == []
     # A file:// output is a path, however its name looks.
-    assert {ExitCode.SPEC_INVALID, ExitCode.DATA_INVALID} <= set(answer["codes"])
+    assert {ExitCode.SPEC_INVALID, ExitCode.DATA_INVALID, ExitCode.CREDENTIALS_INVALID} <= set(answer["codes"])
     assert ExitCode.INTERNAL_ERROR not in answer["codes"]
 
 
@@ -215,4 +220,26 @@ def test_what_a_model_says_of_itself_is_not_fetched(tmp_path: Path, elsewhere: H
     )  # fmt: skip
     edit_json(model / "tokenizer_config.json", name_or_path=address, vocab_file=address, tokenizer_file=address)
     finish(make_run(tmp_path / "run", model, FULL, num_train=24, training={"maxSteps": 1}))
+    assert elsewhere.requests == []
+
+
+@pytest.mark.parametrize("is_disabled", ["", "false"], ids=["by default", "allowed"])
+def test_the_nodes_own_credentials_are_asked_for_by_nobody_unless_its_owner_says_so(
+    tmp_path: Path, elsewhere: Host, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, is_disabled: str
+) -> None:
+    """The metadata service of a cloud gives what the node may do to every pod that reaches it."""
+    environment = object_store.environment() | dict.fromkeys(OWNER.environment(), "")
+    environment["AWS_EC2_METADATA_SERVICE_ENDPOINT"] = f"http://127.0.0.1:{elsewhere.port}"
+    environment |= {"AWS_PROFILE": "nobody"} | ({"AWS_EC2_METADATA_DISABLED": is_disabled} if is_disabled else {})
+    use(monkeypatch, environment)
+    data = {"train": {"uri": object_store.put("rows.jsonl", "{}")}}
+    termination = finish(make_run(tmp_path, tmp_path, FULL, data=data))
+    assert termination.exit_code == ExitCode.CREDENTIALS_INVALID
+    assert bool(elsewhere.requests) == (is_disabled == "false")
+
+
+def test_without_credentials_nobody_is_asked(tmp_path: Path, elsewhere: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{elsewhere.port}"})
+    for change in ({"data": {"train": {"uri": "s3://bucket/x.jsonl"}}}, {"output": {"uri": "s3://bucket/x"}}):
+        assert finish(make_run(tmp_path, tmp_path, FULL, **change)).exit_code == ExitCode.CREDENTIALS_INVALID
     assert elsewhere.requests == []

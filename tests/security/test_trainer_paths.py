@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from finetune_api.exit_codes import ExitCode
 from finetune_api.run import Run
 from finetune_api.values import Uri
+from objectstore.server import OWNER, use
 from security.canaries import WatchedFile, edit_json, watched
 from trainer.conftest import unchecked_export  # noqa: F401 - its settings too: few threads, no hub
 from trainer.runs import complete, finish, output
@@ -257,3 +260,49 @@ def test_a_manifest_of_an_adapter_that_names_files_elsewhere(
     run = job(volume, bert, put("strategy", {"adapter": {"type": "LoRA", "stackOn": [{"uri": "pvc://claim/adapter"}]}}))
     refused(run, ExitCode.MODEL_INVALID, "names files elsewhere")
     assert not outside.was_opened()
+
+
+HOSTILE_NAMES = (
+    "../config.json", "../../../outside/x.json", "a/../../x.json", "/etc/x.json", "./x.json", "..", "folder/x.json",
+    "%2e%2e/x.json", "x\\..\\y.json", "é" * 200 + ".json",
+)  # fmt: skip
+
+
+class LyingStore(BaseHTTPRequestHandler):
+    """Stands in for an object store that lists what none would keep: names that are paths."""
+
+    def do_GET(self) -> None:
+        keys = "".join(f"<Contents><Key>m/{name}</Key><Size>2</Size></Contents>" for name in HOSTILE_NAMES)
+        is_list = "list-type" in self.path
+        body = f"<ListBucketResult>{keys}</ListBucketResult>".encode() if is_list else b"{}"
+        self.send_response(200)
+        for name, value in (("Content-Length", str(len(body))), ("ETag", '"x"')):
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
+
+
+def test_names_in_an_object_store_are_no_paths(
+    tmp_path: Path, volume: Path, bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), LyingStore)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    use(monkeypatch, {**OWNER.environment(), "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_address[1]}"})
+    run = job(volume, bert, put("model", {"uri": "s3://bucket/m"}))
+    before = set(tmp_path.rglob("*"))
+    termination = finish(run)
+    server.shutdown()
+    server.server_close()
+    assert termination.exit_code == ExitCode.MODEL_INVALID, termination
+    made = {path for path in set(tmp_path.rglob("*")) - before if path.is_file()}
+    [content] = Path(run.work_dir, "downloads").glob("*/content")
+    assert [path.name for path in content.iterdir()] == ["x\\..\\y.json"]
+    beside = {"lock", "progress.jsonl", "source.json", "finetune-manifest.json"}
+    assert {path.name for path in made if path.parent != content} <= beside
+    assert all(path.is_relative_to(run.work_dir) for path in made)

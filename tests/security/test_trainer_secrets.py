@@ -78,6 +78,8 @@ def test_a_whole_run_leaves_no_trace_of_the_token(tmp_path: Path, hub: HubServer
     assert train(run, folder, hub, by_file) == ExitCode.COMPLETE, (folder / "log").read_text()
     assert hub.authorizations == {f"Bearer {TOKEN}"}
     assert len(list((folder / "out").iterdir())) > 4
+    adapter = json.loads((folder / "out" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == "owner/private"
     assert list((folder / "work" / "checkpoints").rglob("*.safetensors"))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from contract_cases import VALID_SPECS, Case, cases, generic, spec_fields, valid_job, values_in
+from contract_cases import VALID_SPECS, Case, cases, generic, json_path, spec_fields, valid_job, values_in
 from finetune_api.manifest import parse_job
 from finetune_api.problems import problems_of
 from finetune_api.v1alpha1.job import COLUMNS_OF_TASK, METRICS_OF_TASK, Task
@@ -30,6 +30,13 @@ def refused_by_field(case: Case) -> bool:
     except ValidationError as error:
         return any(str(problem).startswith(case.field) for problem in problems_of(error))
     return False
+
+
+@pytest.mark.parametrize("name", VALID_SPECS)
+def test_every_source_is_told_with_its_field(name: str) -> None:
+    told = [f"{field}.uri" for field, _ in parse_job(valid_job(name)).spec.sources()]
+    given = [json_path(path) for path in values_in(valid_job(name)) if path[-1] == "uri" and "output" not in path]
+    assert sorted(told) == sorted(given)
 
 
 def test_every_task_has_columns_and_metrics_and_none_is_orphaned() -> None:

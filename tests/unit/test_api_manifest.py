@@ -164,13 +164,11 @@ def test_dates_stay_words(file: Path) -> None:
 
 
 def test_unsupported_fields_are_refused_at_their_lines(file: Path) -> None:
-    content = JOB.replace("file:///models/base", "s3://models/base").replace(
-        "file:///models/tuned", "s3://models/tuned"
-    )
-    assert problems(file, content) == [
-        "8: spec.model.uri: part of the contract, but not run by this release yet (use hf://, pvc:// or file://)",
-        "13: spec.output.uri: part of the contract, but not run by this release yet (use pvc:// or file://)",
-    ]
+    content = JOB.replace("full: {}", "distillation: {teacher: {uri: 'file:///t'}, relation: {}}")
+    content += "  resources: {gpusPerNode: 2}\n"
+    [problem] = problems(file, content)
+    line = content.count("\n")
+    assert problem.startswith(f"{line}: spec.resources.gpusPerNode: part of the contract, but not run by this release")
 
 
 def test_status_is_not_looked_at(file: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from contract_cases import spec_fields
 from finetune_api import reference
 from finetune_api.support import UNSUPPORTED
+from finetune_api.v1alpha1 import FineTuneJob
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference.md"
 
@@ -29,7 +30,7 @@ def test_every_object_and_every_field_is_there(page: str) -> None:
             assert f"`{path}`" in page, path
         elif not path.endswith("[]"):
             rows = [line for line in page.splitlines() if line.startswith(f"| `{path.rsplit('.', 1)[-1]}` |")]
-            assert any(schema["description"].replace("|", "\\|") in row for row in rows), path
+            assert any(schema["description"].replace("|", "\\|").replace("\n", " ") in row for row in rows), path
 
 
 def test_every_value_default_and_rule_is_there(page: str) -> None:
@@ -42,6 +43,11 @@ def test_every_value_default_and_rule_is_there(page: str) -> None:
     assert "| `warmupRatio` | decimal | `0.06` | >= 0 and <= 1 |" in page
     assert "| `targetModules` | list of string |  | 1 to 32 items; each 1 to 128 characters |" in page
     assert "| `nodeSelector` | map of label key to label value | `{}` | at most 16 entries |" in page
+
+
+def test_what_can_be_changed_when_is_listed(page: str) -> None:
+    for rule in FineTuneJob.rules:
+        assert f"- `{rule.field.lstrip('.')}`: {rule.message}" in page
 
 
 def test_tables_are_whole(page: str) -> None:

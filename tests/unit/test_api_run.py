@@ -48,6 +48,12 @@ def test_uris_are_found_on_this_machine(uri: str, path: str) -> None:
     assert make_run().local_path(uri) == Path(path)
 
 
+def test_what_was_downloaded_is_found_and_is_in_no_file() -> None:
+    run = make_run().model_copy(update={"downloads": {"s3://bucket/x": "/work/downloads/x"}})
+    assert run.local_path("s3://bucket/x") == Path("/work/downloads/x")
+    assert "downloads" not in run.to_json()
+
+
 @settings(deadline=None)  # another process may have the machine
 @given(st.text("/.ab%é\\", max_size=12))
 def test_no_valid_uri_leaves_its_volume(path: str) -> None:
@@ -65,6 +71,7 @@ def test_no_valid_uri_leaves_its_volume(path: str) -> None:
         ("pvc://other/x", "the claim 'other' is not mounted (mounted: data, models)"),
         ("hf://owner/name", "hf://owner/name is not a path"),
         ("s3://bucket/x", "s3://bucket/x is not a path"),
+        ("https://host/x", "https://host/x is not a path"),
     ],
 )
 def test_what_has_no_place_here_is_said(uri: str, said: str) -> None:

@@ -10,25 +10,11 @@ from contract_cases import changed, spec_fields, valid_job
 from finetune_api.manifest import parse_job
 from finetune_api.support import UNSUPPORTED, unsupported
 
-URL = "https://example.com/x.jsonl"
 COMPARING = {**valid_job("empty-objects")["spec"], "output": {"uri": "pvc://models/tuned"}}
 # The first valid manifest that is changed, and the change that asks for the field.
 REQUESTS: dict[str, tuple[str, tuple[str, ...], Any]] = {
-    "strategy.adapter.stackOn": ("minimal", ("strategy",), {"adapter": {"stackOn": [{"uri": "s3://bucket/b"}]}}),
-    "strategy.distillation.teacher.uri": (
-        "distillation",
-        ("strategy", "distillation", "teacher"),
-        {"uri": "https://example.com/teacher"},
-    ),
     "resources.nodes": ("empty-objects", (), {**COMPARING, "resources": {"nodes": 2}}),
     "resources.gpusPerNode": ("empty-objects", (), {**COMPARING, "resources": {"gpusPerNode": 2}}),
-    "model.uri": ("minimal", ("model", "uri"), "s3://bucket/x"),
-    "data.train.uri": ("minimal", ("data", "train", "uri"), URL),
-    "data.evaluation.uri": ("minimal", ("data", "evaluation"), {"uri": URL}),
-    "data.replay.source.uri": ("minimal", ("data", "replay"), {"source": {"uri": URL}}),
-    "data.unlabeled.uri": ("distillation", ("data", "unlabeled"), {"uri": URL}),
-    "evaluation.retention.data.uri": ("minimal", ("evaluation",), {"retention": {"data": {"uri": URL}}}),
-    "output.uri": ("minimal", ("output", "uri"), "s3://bucket/x"),
 }
 
 

@@ -95,7 +95,7 @@ def test_describe_says_why_what_to_do_and_what_was_tried() -> None:
         "step 40 of 100 (40 %)",
         "0.8000 (task 0.5000, response 0.2500)",
         "0.1250 of accuracy on the retention rows",
-        "exit code 43, Hang: No step was finished for too long.",
+        "exit code 43, Hang: Nothing got on for too long; the log shows where each thread stood.",
         "killed by the kernel: over its memory limit",
         "[Errno 12] over [/bold] the limit",
     ):
@@ -144,7 +144,7 @@ def test_without_a_result_the_reason_is_said(body: Object, message: str) -> None
         ("TextGeneration", {"adapter": {"type": "LoRA", "merge": True}}, "file:///out",
          ['directory = "/out"', "AutoModelForCausalLM.from_pretrained(directory)"]),
         ("TextGeneration", {"adapter": {"type": "LoRA", "stackOn": [{"uri": "x"}]}}, "s3://bucket/out",
-         ["a copy of s3://bucket/out", "trust_remote_code=True"]),
+         ['directory = "tuned"', "trust_remote_code=True"]),
         ("TokenClassification", {"adapter": {"type": "Bottleneck"}}, "pvc://models/a", ["trust_remote_code=True"]),
         ("QuestionAnswering", {"promptTuning": {}}, "pvc://models/a",
          ["AutoModelForQuestionAnswering", "trust_remote_code=True"]),
@@ -158,6 +158,16 @@ def test_how_to_load_is_python(task: str, strategy: Object, uri: str, lines: lis
     compile(code, "loading", "exec")
     for line in lines:
         assert line in code
+
+
+def test_a_base_in_an_object_store_is_loaded_from_a_copy() -> None:
+    strategy = {"adapter": {"type": "LoRA"}}
+    spec = {"task": "TextGeneration", "model": {"uri": "s3://models/base"}, "strategy": strategy}
+    text = how_to_load(spec, "s3://models/tuned")
+    assert "Copy it: aws s3 cp --recursive s3://models/tuned tuned" in text
+    assert 'base_directory = "..."  # a copy of s3://models/base' in text
+    assert "from_pretrained(base_directory," in text
+    assert "base_model_name_or_path" not in text
 
 
 def test_list_shows_those_that_run_first() -> None:

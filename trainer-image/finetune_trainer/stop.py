@@ -5,6 +5,9 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
+from finetune_api.exit_codes import ExitCode
+from finetune_trainer.errors import TrainerError
+
 
 class StopFlag:
     """Set once a signal has asked the run to stop."""
@@ -16,6 +19,11 @@ class StopFlag:
         """Handle SIGTERM and SIGINT by setting the flag."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._set)
+
+    def check(self, what: str) -> None:
+        """Raise TrainerError once it is set, where there is no checkpoint to save; `what` says what is left undone."""
+        if self.is_set:
+            raise TrainerError(ExitCode.STOPPED, f"stopped while {what}", "start the job again")
 
     def _set(self, number: int, frame: FrameType | None) -> None:
         self.is_set = True

@@ -79,6 +79,18 @@ def foreign_files(directory: Path) -> list[str]:
     return [name for path in _files(directory) if (name := path.relative_to(directory).as_posix()) not in known]
 
 
+def files_of_manifest(content: bytes) -> dict[str, tuple[int, str]]:
+    """Size and SHA-256 of every file that a manifest names. Raises NotWhole."""
+    try:
+        files = json.loads(content)["files"]
+        found = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise NotWhole("no valid manifest") from None
+    if any(path.is_absolute() or ".." in path.parts for path in map(PurePosixPath, found)):
+        raise NotWhole("its manifest names files elsewhere")  # it came with the files, and would have them read
+    return found
+
+
 def tidy(directory: Path, name: str | None = None) -> None:
     """Clear away what killed writes (of one name, or of any) left behind; what they had moved aside is put back."""
     pattern = glob.escape(name) if name else "*"
@@ -156,13 +168,9 @@ def _error_number(error: Exception) -> int | None:
 def _manifest(directory: Path) -> dict[str, tuple[int, str]]:
     """Size and SHA-256 of every file that was written. Raises NotWhole."""
     try:
-        files = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["files"]
-        found = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return files_of_manifest((directory / MANIFEST).read_bytes())
+    except OSError:
         raise NotWhole("no valid manifest") from None
-    if any(path.is_absolute() or ".." in path.parts for path in map(PurePosixPath, found)):
-        raise NotWhole("its manifest names files elsewhere")  # it came with the files, and would have them read
-    return found
 
 
 def _replace(temporary: Path, target: Path) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
 from finetune_api.base import GROUP, Contract, Rule
+from finetune_api.v1alpha1.changes import fixed_at_the_end, fixed_while_running, immutable
 from finetune_api.v1alpha1.scheduling import PodSpec, ResourcesSpec
-from finetune_api.v1alpha1.sources import Columns, DataSpec, ModelSource, OutputSpec
+from finetune_api.v1alpha1.sources import Columns, DataSource, DataSpec, ModelSource, OutputSpec
 from finetune_api.v1alpha1.status import FineTuneJobStatus
 from finetune_api.v1alpha1.strategy import PromptInitialization, Strategy
 from finetune_api.v1alpha1.training import CheckpointSpec, EvaluationSpec, Metric, TrainingSpec
@@ -131,15 +133,6 @@ _LABELLED_PROMPT = Rule(
 )
 
 
-def _immutable(field: str) -> Rule:
-    return Rule(
-        cel=f"self.{field} == oldSelf.{field}",
-        message=f"{field} cannot be changed; create a new job",
-        holds=None,
-        field=f".{field}",
-    )
-
-
 class FineTuneJobSpec(Contract):
     """A fine-tuning run: which model learns what, from which data, and how."""
 
@@ -166,11 +159,13 @@ class FineTuneJobSpec(Contract):
     queue_name: Annotated[DnsSubdomain, Field(max_length=63)] | None = None
     """A Kueue LocalQueue that admits the job."""
     suspend: bool = False
-    """Hold the job: pods are stopped after saving a checkpoint, and training resumes when this is false again."""
+    """Hold the job: pods are stopped after saving a checkpoint, and training resumes when this is false again. Only
+    a pvc:// output keeps checkpoints; with another, training starts anew."""
     backoff_limit: Annotated[int, Field(ge=0, le=100)] = 3
     """Retries after failures that may pass; failures that cannot pass (bad data, non-finite loss) are never retried."""
     active_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
-    """Fail the job when it has run this long; time suspended does not count."""
+    """Fail the job when it has run this long since it was started, or was last resumed: as with a batch/v1 Job, the
+    clock stops with `suspend` and starts anew."""
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
     """Delete the job this long after its end; never by default. Outputs stay."""
 
@@ -183,13 +178,33 @@ class FineTuneJobSpec(Contract):
         _LABELLED_PROMPT,
         _RATE_OF_CHOICE,
         _SHARED_OUTPUT,
-        *(_immutable(field) for field in ("task", "model", "data", "strategy", "output")),
-        *(_immutable(field) for field in ("training", "evaluation", "checkpoint")),
+        *(immutable(field) for field in ("task", "model", "data", "strategy", "output")),
+        *(immutable(field) for field in ("training", "evaluation", "checkpoint")),
     )
 
     def metric(self) -> Metric:
         """The metric that decides: the one given, else the task's first."""
         return self.evaluation.metric or METRICS_OF_TASK[self.task][0]
+
+    def evaluation_batch_size(self) -> int:
+        """Rows per forward pass in evaluation: those given, else as many as suit the task."""
+        return self.evaluation.batch_size or (8 if self.task == Task.TEXT_GENERATION else 64)
+
+    def sources(self) -> Iterator[tuple[str, ModelSource | DataSource]]:
+        """All that is read, each with its field; the data first, which is small."""
+        data, strategy = self.data, self.strategy
+        found: dict[str, ModelSource | DataSource | None] = {
+            "data.train": data.train,
+            "data.evaluation": data.evaluation,
+            "data.unlabeled": data.unlabeled,
+            "data.replay.source": data.replay.source if data.replay else None,
+            "evaluation.retention.data": self.evaluation.retention.data if self.evaluation.retention else None,
+            "model": self.model,
+            "strategy.distillation.teacher": strategy.distillation.teacher if strategy.distillation else None,
+        }
+        if strategy.adapter:
+            found |= {f"strategy.adapter.stackOn[{place}]": one for place, one in enumerate(strategy.adapter.stack_on)}
+        return ((f"spec.{field}", source) for field, source in found.items() if source is not None)
 
 
 class ObjectMeta(Contract):
@@ -222,3 +237,9 @@ class FineTuneJob(Contract):
     """What is wanted."""
     status: FineTuneJobStatus | None = None
     """What is observed; ignored on input."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        *(fixed_while_running(field) for field in ("resources", "pod", "queueName")),
+        *(fixed_at_the_end(field) for field in ("resources", "pod", "queueName")),
+        *(fixed_at_the_end(field) for field in ("backoffLimit", "activeDeadlineSeconds")),
+    )

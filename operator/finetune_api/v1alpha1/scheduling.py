@@ -32,6 +32,9 @@ class ResourcesSpec(Contract):
     """Memory request and limit of a pod."""
     shared_memory: Quantity | None = None
     """Size of /dev/shm, part of the memory."""
+    ephemeral_storage: Quantity | None = None
+    """Request and limit of a node's disk for what goes with the pod: the hub's models and data, caches, and the
+    checkpoints of an output that is no claim. By default nothing is requested, and the limit is the operator's."""
 
 
 class TolerationOperator(StrEnum):
@@ -72,14 +75,15 @@ class Toleration(Contract):
 
 
 # Others are read by the loader, by Python and by libraries: LD_PRELOAD and PYTHONPATH would bring in a user's own code.
-_CREDENTIAL = "(TOKEN|KEY|KEY_ID|SECRET|PASSWORD|USERNAME|PROXY|proxy)"
+# An object store's endpoint and region stand beside its keys in a secret; the trainer tells them as little as those.
+_VARIABLE = "_(TOKEN|KEY|KEY_ID|SECRET|PASSWORD|USERNAME|PROXY|proxy)$|^AWS_(ENDPOINT_URL|REGION)$"
 
 
 class SecretVariable(Contract):
     """An environment variable filled from a secret in the job's namespace, such as HF_TOKEN."""
 
     name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-    """The variable's name: a credential's (..._TOKEN, _KEY, _KEY_ID, _SECRET, _PASSWORD, _USERNAME), or ..._PROXY."""
+    """A credential or proxy by its name (..._TOKEN, _KEY, _SECRET, ..., _PROXY), or AWS_ENDPOINT_URL, or AWS_REGION."""
     secret: DnsSubdomain
     """The secret's name."""
     key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
@@ -87,9 +91,10 @@ class SecretVariable(Contract):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            cel=f"self.name.matches('_{_CREDENTIAL}$')",
-            message="a variable of a secret ends in _TOKEN, _KEY, _KEY_ID, _SECRET, _PASSWORD, _USERNAME or _PROXY",
-            holds=lambda self: re.search(f"_{_CREDENTIAL}$", self.name) is not None,
+            cel=f"self.name.matches('{_VARIABLE}')",
+            message="a variable of a secret ends in _TOKEN, _KEY, _KEY_ID, _SECRET, _PASSWORD, _USERNAME or _PROXY, "
+            "or is AWS_ENDPOINT_URL or AWS_REGION",
+            holds=lambda self: re.search(_VARIABLE, self.name) is not None,
             field=".name",
         ),
     )

@@ -18,7 +18,7 @@ class ModelSource(Contract):
     """A pretrained model with its tokenizer: safetensors weights only, and code from a model repository never runs."""
 
     uri: Uri
-    """Where the model is: `hf://owner/name`, `pvc://claim/path`, or `file:///path`."""
+    """Where the model is: `hf://owner/name`, `s3://bucket/path`, `pvc://claim/path`, or `file:///path`."""
     revision: Revision | None = None
     """Commit, tag or branch of an hf:// model. Pin a commit so that a job can be repeated."""
 
@@ -33,6 +33,12 @@ class ModelSource(Contract):
             cel="!self.uri.startsWith('hf://datasets/')",
             message="a hub model is written hf://owner/name",
             holds=lambda self: not self.uri.startswith("hf://datasets/"),
+            field=".uri",
+        ),
+        Rule(
+            cel="!self.uri.startsWith('https://')",
+            message="a model is a directory, and https:// names a single file: use hf://, s3://, pvc:// or file://",
+            holds=lambda self: not self.uri.startswith("https://"),
             field=".uri",
         ),
     )
@@ -52,7 +58,7 @@ class DataSource(Contract):
     """A file of rows (.jsonl, .csv, .tsv, .parquet, .conll, SQuAD's .json) or a data set of the Hugging Face hub."""
 
     uri: Uri
-    """`pvc://claim/file.jsonl`, `file:///path/file.csv`, or `hf://datasets/owner/name`."""
+    """A file by `pvc://claim/path`, `s3://bucket/path`, `https://host/path` or `file:///path`; `hf://datasets/owner/name`."""
     format: DataFormat | None = None
     """The file's format; by default told by the file's ending."""
     subset: Annotated[str, Field(min_length=1, max_length=128)] | None = None
@@ -131,7 +137,7 @@ class DataSpec(Contract):
     max_length: Annotated[int, Field(ge=8, le=1_048_576)] | None = None
     """Longest input in tokens; longer ones are truncated, plain text cut up. By default 512, or the model's limit."""
     deduplicate: bool = True
-    """Drop repeated training rows, and those whose text is also in the evaluation data."""
+    """Drop repeated training rows, and those whose text is also in the evaluation or retention data."""
     max_dropped_fraction: Fraction = 0.05
     """The job fails when more than this share of rows is unusable (empty text, no label). Duplicates do not count."""
     unlabeled: DataSource | None = None
@@ -165,7 +171,8 @@ class OutputSpec(Contract):
     """Where the tuned model goes."""
 
     uri: Uri
-    """A directory that `from_pretrained` will load: `pvc://claim/path` or `file:///path`."""
+    """A directory that `from_pretrained` will load: `pvc://claim/path`, `s3://bucket/path`, or `file:///path`, which
+    only `finetune run` takes. A claim also keeps the checkpoints; with another output they go with the pod."""
     create_claim: OutputClaim | None = None
     """Create the claim of a pvc:// output if it does not exist."""
 

@@ -85,13 +85,13 @@ class Progress(Contract):
     step: Count
     """Optimizer steps done."""
     total_steps: Count
-    """Optimizer steps planned."""
+    """Optimizer steps planned; once a run has stopped early, those it took."""
     percent: Annotated[int, Field(ge=0, le=100)]
     """Steps done of those planned, in percent."""
     epoch: Number | None = None
     """Passes over the training rows done."""
     eta_seconds: Count | None = None
-    """Expected seconds to the end."""
+    """Expected seconds to the end; 0 or absent once it has come."""
     loss: Number | None = None
     """Training loss, a mean over the last steps."""
     loss_terms: Metrics = Field(default_factory=dict)

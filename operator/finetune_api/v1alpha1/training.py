@@ -125,8 +125,9 @@ class EvaluationSpec(Contract):
     """The metric that decides; by default accuracy, perplexity, entityF1 or f1, by task."""
     every_steps: Steps | None = None
     """Evaluate every so many steps; by default after each epoch."""
-    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 64
-    """Rows per forward pass in evaluation."""
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] | None = None
+    """Rows per forward pass in evaluation; fewer need less memory and change nothing else. 64 by default, and 8 for
+    TextGeneration, whose predictions are as wide as the vocabulary."""
     early_stopping: EarlyStopping | None = None
     """Stop when the metric no longer improves."""
     retention: Retention | None = None

@@ -59,8 +59,8 @@ ADVICE: dict[str, str] = {
         "training.maxGradNorm, or training.precision FP32. Nothing was saved after the bad step."
     ),
     "OutOfMemory": (
-        "Halve training.microBatchSize (the result stays the same), or data.maxLength, or raise "
-        "spec.resources.memory or the GPU; then delete the job and create it anew."
+        "Halve training.microBatchSize, or evaluation.batchSize if it was evaluating (the result stays the same), or "
+        "data.maxLength, or raise spec.resources.memory or the GPU; then delete the job and create it anew."
     ),
     "ExportMismatch": (
         "The exported model did not give the same answers as the tuned one: most often a library or the model's "
@@ -72,20 +72,20 @@ ADVICE: dict[str, str] = {
     ),
     # It failed, and may pass.
     "StorageFull": (
-        "Make room in the output's claim, or enlarge it; old runs are folders under its .finetune. Then create "
-        "the job anew."
+        "Make room in the output's claim, or enlarge it; old runs are folders under its .finetune. For a pod that was "
+        "evicted raise spec.resources.ephemeralStorage. Then create the job anew."
     ),
     "NetworkUnavailable": (
-        "A hub, or another node of the job, could not be reached: check NetworkPolicies, proxy and DNS from the pod, "
-        "and that all pods start; then create the job anew."
+        "A hub, an object store, a server or another node could not be reached: check NetworkPolicies, proxy and DNS "
+        "from the pod, and that all pods start; then create the job anew."
     ),
     "WorkDirectoryBusy": (
         "Another trainer is at work in the same directory: two jobs with one output, or a pod on a lost node. "
         "Wait for it to end, or give this job another output."
     ),
     "Hang": (
-        "No step was finished for too long. The log says where it stood; of several nodes, look at the one that "
-        "is silent."
+        "Nothing got on for half an hour, and it ended itself. The end of the log shows where each thread stood: check "
+        "the node's storage, network and GPU, then create the job anew."
     ),
     "PeerLost": (
         "One of its nodes was lost or did not come. kubectl get pods shows which; with a queue all its pods start at "

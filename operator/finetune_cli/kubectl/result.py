@@ -13,7 +13,7 @@ from finetune_api.v1alpha1.status import Result
 from finetune_cli.display import duration, number
 from finetune_cli.kubectl.cluster import Cluster, ClusterProblem
 from finetune_cli.kubectl.facts import Facts
-from finetune_cli.kubectl.text import add_row, say
+from finetune_cli.text import add_row, say
 
 _MODEL_CLASSES = {
     Task.TEXT_CLASSIFICATION: "AutoModelForSequenceClassification",
@@ -77,9 +77,12 @@ def how_to_load(spec: Mapping[str, Any], uri: str) -> str:
     where = f'"/{path}"'.replace("//", "/")
     place = {
         "pvc": f"Mount the claim {claim} in a pod, say at /models; the model is the folder /models/{path}.\n",
+        "s3": f"Copy it: aws s3 cp --recursive {uri} tuned\n",
         "hf": f"It is on the Hugging Face hub as {rest}.\n",
     }.get(scheme, "")
-    directory = {"pvc": f'"/models/{path}"', "hf": f'"{rest}"', "file": where}.get(scheme, f'"..."  # a copy of {uri}')
+    directory = {"pvc": f'"/models/{path}"', "hf": f'"{rest}"', "file": where, "s3": '"tuned"'}.get(
+        scheme, f'"..."  # a copy of {uri}'
+    )
     return (
         f"{place}\n{_python(spec, directory)}\nIts README.md, the model card, says the same and what it was trained on."
     )
@@ -95,8 +98,7 @@ def _python(spec: Mapping[str, Any], directory: str) -> str:
             "  from peft import PeftConfig, PeftModel",
             f"  from transformers import AutoConfig, AutoTokenizer, {model_class}",
             *lines,
-            "  adapter = PeftConfig.from_pretrained(directory)",
-            f"  base = {model_class}.from_pretrained(adapter.base_model_name_or_path, revision=adapter.revision,",
+            *_base(spec, model_class),
             "      config=AutoConfig.from_pretrained(directory))",
             "  model = PeftModel.from_pretrained(base, directory)",
         ]
@@ -108,6 +110,19 @@ def _python(spec: Mapping[str, Any], directory: str) -> str:
             f"  model = {model_class}.from_pretrained(directory{trust}",
         ]
     return "\n".join([*lines, "  tokenizer = AutoTokenizer.from_pretrained(directory)\n"])
+
+
+def _base(spec: Mapping[str, Any], model_class: str) -> list[str]:
+    uri = spec.get("model", {}).get("uri", "")
+    if uri.startswith("s3://"):
+        return [
+            f'  base_directory = "..."  # a copy of {uri}',
+            f"  base = {model_class}.from_pretrained(base_directory,",
+        ]
+    return [
+        "  adapter = PeftConfig.from_pretrained(directory)",
+        f"  base = {model_class}.from_pretrained(adapter.base_model_name_or_path, revision=adapter.revision,",
+    ]
 
 
 def _loader(spec: Mapping[str, Any]) -> str:

@@ -26,10 +26,6 @@ from finetune_trainer.data.class_names import class_names, with_names
 from finetune_trainer.data.formats import Row
 from finetune_trainer.errors import TrainerError
 
-# Weights are read from safetensors only, so nothing else is downloaded: no pickle, no code. What a model is loaded
-# from lies at the top; folders and "consolidated" files hold the same weights once more, for other programs.
-_MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-_NOT_MODEL_FILES = ["*/*", "consolidated*"]
 _MODEL_PREFIX = "hf://"
 _DATASET_PREFIX = "hf://datasets/"
 _TOKEN = re.compile(r"[\w.-]*", re.ASCII)
@@ -55,7 +51,10 @@ def download_model(source: ModelSource) -> Path:
     _keep_to_the_endpoint()
     with _hub_errors(source.uri, source.revision, ExitCode.MODEL_INVALID):
         snapshot = huggingface_hub.snapshot_download(
-            repository, revision=source.revision, allow_patterns=_MODEL_FILES, ignore_patterns=_NOT_MODEL_FILES
+            repository,
+            revision=source.revision,
+            allow_patterns=list(weights.MODEL_FILES),
+            ignore_patterns=list(weights.NOT_MODEL_FILES),
         )
     _refuse_pickles(Path(snapshot), repository, source)
     return Path(snapshot)

@@ -1,4 +1,4 @@
-"""Finds what a URI names: a file or directory on this machine, or something of the Hugging Face hub.
+"""Finds what a URI names: a file or directory on this machine, downloaded before or not, or something of the hub.
 
 A path is judged by where it really leads: out of its volume, or to the kernel's files and secrets, is refused.
 """
@@ -33,7 +33,9 @@ def model_directory(source: ModelSource, run: Run) -> Path:
 
 
 def model_name(source: ModelSource, directory: Path) -> str:
-    """What a model is found by later: its name on the hub, or the directory it was read from."""
+    """What a model is found by later: its name on the hub, its URI in a store, or the directory it was read from."""
+    if source.uri.startswith("s3://"):
+        return source.uri
     return source.uri.removeprefix("hf://") if source.uri.startswith("hf://") else str(directory.resolve())
 
 

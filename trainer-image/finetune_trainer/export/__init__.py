@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,13 @@ def _check_parent(target: Path) -> None:
     )
 
 
-def export(target: Path, tuning: Tuning, task: Task, card: Callable[[float], str]) -> str:
+def export(
+    target: Path, tuning: Tuning, task: Task, card: Callable[[float], str], downloads: Mapping[str, str] | None = None
+) -> str:
     """Write the model to `target` and return its digest. Raises TrainerError when the reloaded one differs.
 
     They are compared by their logits for a few evaluation inputs; `card` gets the largest difference and returns the
-    model card.
+    model card. `downloads` says where a base model lies that is named by its URI.
     """
     inputs = {"truncation": True, "max_length": task.max_length, "padding": True, **task.probes(NUM_PROBES)}
 
@@ -70,7 +72,7 @@ def export(target: Path, tuning: Tuning, task: Task, card: Callable[[float], str
         tuning.save(directory)
         expected = _logits(tuning, task, inputs)
         try:
-            difference = reload.compare(directory, tuning.loader, task.model_class, inputs, expected)
+            difference = reload.compare(directory, tuning.loader, task.model_class, inputs, expected, downloads)
         except reload.NotLoaded as error:
             raise _mismatch(str(error)) from None
         if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):

@@ -38,6 +38,13 @@ base = MODEL_CLASS.from_pretrained(
 )
 model = PeftModel.from_pretrained(base, directory)
 """,
+    "peft-of-store": """from peft import PeftModel
+from transformers import AutoConfig, MODEL_CLASS, AutoTokenizer
+
+# The directory holds what was trained and the config; the base model is loaded from a copy of BASE_URI.
+base = MODEL_CLASS.from_pretrained(base_directory, config=AutoConfig.from_pretrained(directory))
+model = PeftModel.from_pretrained(base, directory)
+""",
 }
 
 _STACKED = """# An earlier adapter with its own head, as its job left it: model.set_active(one of model.adapter_names)
@@ -87,7 +94,7 @@ Tuned by FineTuneJob `{printable(f"{run.namespace}/{run.name}")}`: {spec.task}, 
 
 ## Load it
 ```python
-{_LOADING[loader].replace("MODEL_CLASS", task.model_class)}tokenizer = AutoTokenizer.from_pretrained(directory)
+{_loading(loader, task.model_class, spec.model.uri)}tokenizer = AutoTokenizer.from_pretrained(directory)
 {_STACKED if spec.strategy.adapter and spec.strategy.adapter.stack_on else ""}\
 {_GENERATING if spec.task == Task.TEXT_GENERATION else ""}```
 
@@ -95,6 +102,13 @@ Tuned by FineTuneJob `{printable(f"{run.namespace}/{run.name}")}`: {spec.task}, 
 ```yaml
 {write_document(spec.to_json())}```
 """
+
+
+def _loading(loader: str, model_class: str, base_uri: str) -> str:
+    """The lines that load the model; a base model in an object store has to be copied first."""
+    from_store = loader == "peft" and base_uri.startswith("s3://")
+    lines = _LOADING["peft-of-store" if from_store else loader]
+    return lines.replace("MODEL_CLASS", model_class).replace("BASE_URI", printable(base_uri))
 
 
 def _notes(result: Result, labels: Sequence[str], choice: StrategyChoice | None) -> str:
