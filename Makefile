@@ -31,7 +31,7 @@ lint: $(VENV)/ready ## style, types and generated files
 unit: $(VENV)/ready prometheus ## pure functions, and the alerts' rules; seconds
 	$(BIN)/pytest tests/unit tests/security/test_report.py tests/security/test_repository.py tests/security/test_plan_*.py
 
-trainer: $(VENV)/ready assets ## real training on small models and data, runs killed and resumed
+trainer: $(VENV)/ready assets ## real training on small models and data, runs killed and resumed; the first run builds an S3 server
 	$(BIN)/pytest tests/trainer tests/security/test_trainer_*.py --numprocesses=auto --dist=loadfile
 
 integration: $(VENV)/ready prometheus ## against a real API server; the first run may build it
@@ -44,7 +44,7 @@ matrix: $(VENV)/ready ## what hangs on the version of Kubernetes, with three min
 		test -z "$$failed" || { echo "failed with Kubernetes:$$failed" >&2; exit 1; }
 MINORS := $(patsubst tests/testbed/go-%,%,$(wildcard tests/testbed/go-*))
 MATRIX := tests/testbed/test_apiserver.py tests/testbed/test_audit.py tests/testbed/test_cluster.py tests/integration/test_crd.py \
-	$(foreach part,life changes failures progress restarts rights leader,tests/integration/test_operator_$(part).py) \
+	$(foreach part,life changes edits failures progress restarts rights leader,tests/integration/test_operator_$(part).py) \
 	tests/chart/test_on_api_server.py
 
 prometheus: ## Debian's package for the tests of metrics and alerts, where it can be had; elsewhere put prometheus and promtool on the PATH

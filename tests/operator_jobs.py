@@ -15,9 +15,9 @@ AUDIENCE = "finetune-operator.io/progress"
 
 
 def job(**spec: Any) -> Manifest:
-    """A small job on CPU."""
+    """A small job on CPU, whose output is on no claim that would have to be there."""
     manifest = valid_job()
-    manifest["spec"] |= {"resources": {"gpusPerNode": 0}, **spec}
+    manifest["spec"] |= {"resources": {"gpusPerNode": 0}, "output": {"uri": "s3://models/tuned"}, **spec}
     return manifest
 
 
@@ -32,7 +32,7 @@ COMPLETE = last_words(
     "trained 20 of 20 steps",
     progress={"step": 20, "totalSteps": 20, "percent": 100, "loss": "0.25", "etaSeconds": 0},
     result={
-        "uri": "file:///models/tuned",
+        "uri": "s3://models/tuned",
         "digest": f"sha256:{'0' * 64}",
         "metric": "accuracy",
         "before": {"accuracy": "0.5"},

@@ -185,6 +185,11 @@ class PodBuilder:
         self.body["status"] |= {"phase": "Failed", "reason": reason}
         return self._condition("DisruptionTarget", "True", NOW)
 
+    def evicted(self, message: str, exit_code: int = 137) -> Self:
+        """Ended by the kubelet for what it did itself, which is no disruption."""
+        self.failed(exit_code).body["status"] |= {"reason": "Evicted", "message": message}
+        return self
+
     def _ended(self, phase: str, exit_code: int, reason: str, word: str, since: datetime) -> Self:
         self.body["status"]["phase"] = phase
         terminated = {"exitCode": exit_code, "reason": reason, "message": word, "startedAt": text_of(since)}
@@ -285,6 +290,11 @@ def plan_of(
 ) -> Plan:
     """What is planned when these objects are seen."""
     return make_plan(snapshot(job, child, *pods, progress=progress, obstacle=obstacle), SETTINGS, now)
+
+
+def touches_children(plan: Plan) -> bool:
+    """Whether anything is done about the Job and what belongs to it."""
+    return bool(plan.create) or bool(plan.change_child) or plan.delete_child is not None
 
 
 def conditions_of(status: Mapping[str, Any] | None) -> dict[str, tuple[str, str]]:

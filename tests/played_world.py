@@ -56,6 +56,8 @@ class Fate:
     tries: tuple[Try, ...] = (COMPLETES,)
     spec: dict[str, Any] = field(default_factory=dict)
     """What its user wants in the end."""
+    at_first: dict[str, Any] = field(default_factory=dict)
+    """What of that they have given otherwise at first."""
     peers: tuple[tuple[Try, ...], ...] = ()
     """The tries of its other nodes: the nth of each goes with the nth of the first."""
     admitted: bool = True
@@ -76,7 +78,19 @@ FATES: dict[str, Fate] = {
     "no-image": Fate(Phase.PENDING, (Try(stuck="ErrImagePull"),)),
     "runs": Fate(Phase.RUNNING, (Try(stuck="Running"),)),
     "suspended": Fate(Phase.SUSPENDED, (Try(stuck="Running"),), {"suspend": True}),
-    "refused": Fate(Phase.FAILED, spec={"model": {"uri": "s3://bucket/model"}}),
+    "changed": Fate(
+        Phase.RUNNING,
+        (Try(stuck="Running"),),
+        {"pod": {"labels": {"team": "b"}}, "backoffLimit": 9},
+        {"pod": {"labels": {"team": "a"}}, "backoffLimit": 1},
+    ),
+    "refused": Fate(
+        Phase.FAILED,
+        spec={
+            "strategy": {"distillation": {"teacher": {"uri": "pvc://models/teacher"}, "relation": {}}},
+            "resources": {"gpusPerNode": 2},
+        },
+    ),
     "squatted": Fate(Phase.PENDING, squatted=True),
     "queued": Fate(Phase.QUEUED, spec={"queueName": "research"}, admitted=False),
     "admitted": Fate(Phase.COMPLETE, spec={"queueName": "research"}),
@@ -96,7 +110,9 @@ FATES: dict[str, Fate] = {
     ),
     "peer-bad-data": Fate(Phase.FAILED, (LOSES_PEERS,), peers=((_said(ExitCode.DATA_INVALID, "no rows"),),)),
     "peer-no-node": Fate(Phase.PENDING, (Try(stuck="Running"),), peers=((Try(stuck="Unschedulable"),),)),
-    "two-suspended": Fate(Phase.SUSPENDED, (Try(stuck="Running"),), {"suspend": True}, ((Try(stuck="Running"),),)),
+    "two-suspended": Fate(
+        Phase.SUSPENDED, (Try(stuck="Running"),), {"suspend": True}, peers=((Try(stuck="Running"),),)
+    ),
     "short-lived": Fate(None, spec={"ttlSecondsAfterFinished": 20}),
     "deleted": Fate(None, (Try(stuck="Running"),), deleted=True),
 }
@@ -130,7 +146,8 @@ class PlayedWorld:
         for name, fate in self._fates.items():
             if fate.squatted:
                 self._cluster.add(JOBS, {"metadata": {"name": name, "namespace": NAMESPACE}, "spec": {"suspend": True}})
-            job = make_job(name).spec(resources={"nodes": 1 + len(fate.peers)}, **fate.spec).obj()
+            spec = {"resources": {"nodes": 1 + len(fate.peers)}, **fate.spec, **fate.at_first}
+            job = make_job(name).spec(**spec).obj()
             if suspended:
                 job["spec"]["suspend"] = True
             self._cluster.add(FINE_TUNE_JOBS, {"metadata": _metadata(name), "spec": job["spec"]})
@@ -143,7 +160,8 @@ class PlayedWorld:
     def want_in_the_end(self) -> None:
         """Everyone asks for what they will stay with."""
         for name, fate in self._fates.items():
-            self._edit(name, {"suspend": bool(fate.spec.get("suspend"))})
+            wanted = {field: fate.spec[field] for field in fate.at_first}
+            self._edit(name, {**wanted, "suspend": bool(fate.spec.get("suspend"))})
             job = self._cluster.find(FINE_TUNE_JOBS, NAMESPACE, name)
             if fate.deleted and job is not None:
                 self._cluster.remove(FINE_TUNE_JOBS, job)

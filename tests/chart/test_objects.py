@@ -68,6 +68,7 @@ def test_settings_reach_the_operator(chart: Chart) -> None:
     assert (settings.http_port, settings.metrics_port) == (9090, 9443)
     assert from_environment(environment(render(chart, "one-namespace"))).watch_namespace == "team-a"
     assert from_environment(environment(render(chart, "tags"))).image_pull_policy == "Never"
+    assert from_environment(environment(render(chart, "large-models"))).ephemeral_storage == "500Gi"
 
 
 def test_defaults_are_the_operators_own(chart: Chart) -> None:

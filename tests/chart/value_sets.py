@@ -55,6 +55,7 @@ VALUE_SETS: dict[str, dict[str, Any]] = {
         "imagePullSecrets": ["registry"],
     },
     "tags": {"image": {"tag": "1.2.3"}, "trainer": {"image": {"tag": "4.5.6", "pullPolicy": "Never"}}},
+    "large-models": {"trainer": {"ephemeralStorage": "500Gi"}},
     "settings": {
         "workers": 4,
         "resyncSeconds": 60.5,

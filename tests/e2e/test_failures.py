@@ -28,3 +28,15 @@ def test_more_memory_than_the_limit_is_out_of_memory(team: Team, operator: Opera
     [pod] = team.namespace.pods("large")
     [container] = pod["status"]["containerStatuses"]
     assert container["state"]["terminated"]["reason"] == "OOMKilled"
+
+
+def test_more_on_disk_than_the_limit_is_storage_full(team: Team, operator: OperatorProcess) -> None:
+    resources = {"gpusPerNode": 0, "cpu": "1", "ephemeralStorage": "64Mi"}
+    team.apply("wordy", resources=resources, backoffLimit=0, training={"maxSteps": 100_000, "batchSize": 8})
+    team.wait_for_step(operator, "wordy", 1)
+    [pod] = team.namespace.pods("wordy")
+    write = "open('/tmp/large', 'wb').write(bytes(80 * 2**20))"
+    team.kubectl("exec", pod["metadata"]["name"], "--", "python", "-c", write)
+    failed = team.namespace.until("wordy", "Failed", "StorageFull", seconds=START_SECONDS)
+    assert 'Usage of EmptyDir volume "scratch" exceeds the limit "64Mi"' in failed["message"]
+    assert "spec.resources.ephemeralStorage" in failed["message"]

@@ -210,6 +210,61 @@ def test_what_does_not_decide_the_result_can_be_changed(client: Client) -> None:
     assert {name: answer["spec"][name] for name in new} == new
 
 
+FIXED_WHILE_RUNNING = {
+    "resources": {"memory": "32Gi"},
+    "pod": {"labels": {"team": "research"}},
+    "queueName": "research",
+}
+FIXED_AT_THE_END = {**FIXED_WHILE_RUNNING, "backoffLimit": 9, "activeDeadlineSeconds": 9}
+
+
+def at(client: Client, name: str, status: dict[str, Any]) -> str:
+    """A new job with that status; returns its URL."""
+    client.create(valid_job(job_name=name))
+    url = f"{JOBS_URL}/{name}"
+    code, answer = client.send("PATCH", f"{url}/status", {"status": status})
+    assert code == http.HTTPStatus.OK, answer
+    return url
+
+
+@pytest.mark.parametrize("field", FIXED_WHILE_RUNNING)
+def test_what_pods_are_made_with_can_be_changed_while_none_runs_and_with_a_suspension(
+    client: Client, field: str
+) -> None:
+    url = at(client, f"runs-{field.lower()}", {"phase": "Running"})
+    change = {field: FIXED_WHILE_RUNNING[field]}
+    status, answer = client.send("PATCH", url, {"spec": change})
+    assert status == http.HTTPStatus.UNPROCESSABLE_ENTITY, answer
+    assert f"spec.{field}: Invalid value" in answer["message"]
+    assert f"{field} cannot be changed while the job runs: set suspend to true with it" in answer["message"]
+    assert client.send("PATCH", url, {"spec": {"backoffLimit": 9}})[0] == http.HTTPStatus.OK
+    assert client.send("PATCH", url, {"spec": {**change, "suspend": True}})[0] == http.HTTPStatus.OK
+    assert client.send("PATCH", url, {"spec": {field: None, "suspend": False}})[0] == http.HTTPStatus.OK
+    for phase in ("Pending", "Queued", "Suspended"):
+        url = at(client, f"{phase.lower()}-{field.lower()}", {"phase": phase})
+        assert client.send("PATCH", url, {"spec": change})[0] == http.HTTPStatus.OK
+
+
+@pytest.mark.parametrize("field", FIXED_AT_THE_END)
+def test_what_has_no_effect_any_more_cannot_be_changed(client: Client, field: str) -> None:
+    change = {"spec": {field: FIXED_AT_THE_END[field], "suspend": True}}
+    for phase in ("Complete", "Failed"):
+        url = at(client, f"{phase.lower()}-{field.lower()}", {"phase": phase})
+        status, answer = client.send("PATCH", url, change)
+        assert status == http.HTTPStatus.UNPROCESSABLE_ENTITY, answer
+        assert f"spec.{field}: Invalid value" in answer["message"]
+        assert f"{field} cannot be changed any more, because the job has ended; create a new job" in answer["message"]
+        other = {"spec": {"suspend": True, "ttlSecondsAfterFinished": 9}}
+        assert client.send("PATCH", url, other)[0] == http.HTTPStatus.OK
+
+
+def test_job_that_was_refused_for_its_spec_can_be_mended(client: Client) -> None:
+    moment = "2026-01-01T12:00:00Z"
+    failed = {"type": "Failed", "status": "True", "reason": "SpecInvalid", "message": "", "lastTransitionTime": moment}
+    url = at(client, "refused", {"phase": "Failed", "conditions": [failed]})
+    assert client.send("PATCH", url, {"spec": FIXED_AT_THE_END})[0] == http.HTTPStatus.OK
+
+
 def test_full_status_survives_the_round_trip(client: Client) -> None:
     job = client.create(valid_job(job_name="observed"))
     status = full_status().to_json()

@@ -77,6 +77,20 @@ def test_out_of_memory_is_told_by_the_exit_code_alone(cluster: Cluster, namespac
     assert f"{pod} was killed (exit code 137)" in failed["message"]
 
 
+def test_pod_evicted_for_what_it_wrote_is_a_failed_try_in_the_kubelets_words(
+    cluster: Cluster, namespace: Namespace
+) -> None:
+    namespace.apply(job(backoffLimit=0, resources={"gpusPerNode": 0, "ephemeralStorage": "20Gi"}), "wordy")
+    pod = namespace.bound_pod("wordy")
+    assert pod["spec"]["containers"][0]["resources"]["requests"] == {"ephemeral-storage": "20Gi"}
+    cluster.kubelet.run(pod)
+    namespace.until("wordy", "Running")
+    cluster.kubelet.evict_for_storage(pod, 'Usage of EmptyDir volume "scratch" exceeds the limit "20Gi". ')
+    failed = namespace.until("wordy", "Failed", "StorageFull")
+    assert 'Usage of EmptyDir volume "scratch" exceeds the limit "20Gi"' in failed["message"]
+    assert "spec.resources.ephemeralStorage" in failed["message"]
+
+
 def test_invalid_data_fails_after_exactly_one_pod(cluster: Cluster, namespace: Namespace) -> None:
     namespace.apply(job(backoffLimit=3), "bad-data")
     fail(

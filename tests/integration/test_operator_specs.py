@@ -16,25 +16,11 @@ from testbed.operator_process import OperatorProcess
 pytest_plugins = ["testbed.plugin"]
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("operator")]
 
-S3 = {"uri": "s3://bucket/path"}
 FILE = {"uri": "file:///data/train.jsonl"}
-TEACHER = {"teacher": S3, "response": {}}
 RELATION = {"strategy": {"distillation": {"teacher": FILE, "relation": {}}}}
 NOT_YET: dict[str, dict[str, Any]] = {
-    "strategy.adapter.stackOn": {"strategy": {"adapter": {"type": "Bottleneck", "stackOn": [S3]}}},
-    "strategy.distillation.teacher.uri": {"strategy": {"distillation": TEACHER}},
     "resources.nodes": {**RELATION, "resources": {"gpusPerNode": 0, "nodes": 2}, "output": {"uri": "pvc://models/x"}},
     "resources.gpusPerNode": {**RELATION, "resources": {"gpusPerNode": 2}},
-    "model.uri": {"model": S3},
-    "data.train.uri": {"data": {"train": S3}},
-    "data.evaluation.uri": {"data": {"train": FILE, "evaluation": S3}},
-    "data.replay.source.uri": {"data": {"train": FILE, "replay": {"source": S3}}},
-    "data.unlabeled.uri": {
-        "data": {"train": FILE, "unlabeled": S3},
-        "strategy": {"distillation": {**TEACHER, "teacher": FILE}},
-    },
-    "evaluation.retention.data.uri": {"evaluation": {"retention": {"data": S3}}},
-    "output.uri": {"output": S3},
 }
 
 
@@ -109,3 +95,10 @@ def refusal_of_a_new_job(namespace: Namespace) -> str:
     eventually(lambda: "status" in namespace.job(name), "a status")
     failed = namespace.condition(name, "Failed")
     return str(failed["message"]) if failed["reason"] == "SpecInvalid" else ""
+
+
+def test_output_that_would_go_with_the_pod_fails_with_the_field_named(cluster: Cluster, namespace: Namespace) -> None:
+    namespace.apply(job(output={"uri": "file:///models/tuned"}), "inside")
+    failed = namespace.until("inside", "Failed", "SpecInvalid")
+    assert "spec.output.uri: file:///models/tuned is inside the pod" in failed["message"]
+    assert not cluster.client.items(namespace.child_path())

@@ -18,7 +18,7 @@ OF_THE_POD = {
 }  # fmt: skip
 OF_ITS_SIZE = {
     "spec.resources.nodes", "spec.resources.gpusPerNode", "spec.resources.gpuResourceName", "spec.resources.cpu",
-    "spec.resources.memory", "spec.resources.sharedMemory",
+    "spec.resources.memory", "spec.resources.sharedMemory", "spec.resources.ephemeralStorage",
 }  # fmt: skip
 BYTES_OF_A_CHARACTER = 4
 LARGEST_SPEC = 256 * 1024

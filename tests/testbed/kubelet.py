@@ -21,6 +21,7 @@ _NODE_PATH = f"/api/v1/nodes/{NODE}"
 _CAPACITY = {"cpu": "64", "memory": "256Gi", "pods": "5000", "ephemeral-storage": "1Ti"}
 _POLL_SECONDS = 0.2
 _GRACEFUL_STOP = 143
+_KILLED = 137
 
 
 class PlayedKubelet:
@@ -67,10 +68,18 @@ class PlayedKubelet:
         status = {"phase": "Failed", "reason": "Evicted", "conditions": [disrupted]}
         self._client.patch(f"{_path(pod)}/status", {"status": status}, STRATEGIC_PATCH)
 
-    def _report(self, pod: Object, phase: str, state: Object, *, ready: bool = False, address: str = "") -> None:
+    def evict_for_storage(self, pod: Object, message: str) -> None:
+        """The pod has written more than it may. No disruption, so the Job controller counts it."""
+        terminated = {"exitCode": _KILLED, "reason": "Error", "startedAt": _now(), "finishedAt": _now()}
+        self._report(pod, "Failed", {"terminated": terminated}, reason="Evicted", message=message)
+
+    def _report(
+        self, pod: Object, phase: str, state: Object, *, ready: bool = False, address: str = "", **words: str
+    ) -> None:
         [container] = pod["spec"]["containers"]
         status: Object = {
             "phase": phase,
+            **words,
             "conditions": [{"type": "Ready", "status": str(ready)}],
             "containerStatuses": [
                 {

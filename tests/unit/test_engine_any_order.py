@@ -39,7 +39,7 @@ def state(rest: Rest, name: str) -> State:
 
     How far a job got before it was suspended is its history. A trainer that was killed left no last word, so the last
     report stands, and a restart may have lost it. Kueue's jobs are deleted to be suspended, which may be at the moment
-    of their end.
+    of their end. And what was suspended before it had a Job has none.
     """
     statuses = [_without_times(body) for body in of_job(rest, FINE_TUNE_JOBS, name)]
     for status in statuses:
@@ -48,6 +48,8 @@ def state(rest: Rest, name: str) -> State:
             status.pop("startTime", None)
     jobs = of_job(rest, JOBS, name)
     owned = {job["metadata"]["uid"] for job in jobs}
+    if FATES[name].phase == Phase.SUSPENDED:
+        jobs = [job for job in jobs if not job["spec"]["suspend"]]
     pods = [pod for pod in rest.objects[PODS] if pod["metadata"]["ownerReferences"][0]["uid"] in owned]
     return {
         "statuses": statuses,
@@ -60,7 +62,8 @@ def _without_uid(job: Object) -> State:
     ends = sorted(condition["type"] for condition in job.get("status", {}).get("conditions", ()))
     # What ended may have been suspended at the last moment, or not: nothing depends on it.
     suspend = job["spec"]["suspend"] if not ends else None
-    return {"suspend": suspend, "ends": ends, "is owned": "ownerReferences" in job["metadata"]}
+    made_for = {"shape": job["metadata"].get("annotations"), "tries": job["spec"].get("backoffLimit")}
+    return {"suspend": suspend, "ends": ends, "is owned": "ownerReferences" in job["metadata"], **made_for}
 
 
 def _without_times(body: Object) -> Object:
@@ -73,7 +76,7 @@ def _scrubbed(value: Any) -> Any:
     if isinstance(value, list):
         return [_scrubbed(item) for item in value]
     if isinstance(value, str):
-        return re.sub(r"-(\d)-\d+", r"-\1-N", value)
+        return re.sub(r"job-uid=[^`]+", "job-uid=U", re.sub(r"-(\d)-\d+", r"-\1-N", value))
     if not isinstance(value, dict):
         return value
     times = ("lastTransitionTime", "startTime", "completionTime", "updated", "observedGeneration")
@@ -90,8 +93,10 @@ def undisturbed(name: str) -> State:
 def test_undisturbed_every_job_meets_its_fate(name: str) -> None:
     found, fate = undisturbed(name), FATES[name]
     assert [status["phase"] for status in found["statuses"]] == ([fate.phase] if fate.phase else [])
-    has_a_job = fate.phase is not None and name not in ("refused", "held", "admitted")
+    has_a_job = fate.phase not in (None, Phase.SUSPENDED) and name not in ("refused", "admitted")
     assert len(found["jobs"] or ()) == has_a_job
+    for field in fate.at_first.keys() & {"backoffLimit"}:
+        assert [job["tries"] for job in found["jobs"]] == [fate.spec[field]]
 
 
 # The try that ended first is heard of, the one that completed is not yet, and the look for it fails.
@@ -113,7 +118,9 @@ def test_any_order_and_any_loss_ends_in_the_same_state(cast: list[str], trouble:
     for name in cast:
         assert state(rest, name) == undisturbed(name)
     assert rest.writes_after_restart == 0
-    is_remade = "queueName" in str([FATES[name].spec for name in cast])  # Kueue's jobs are deleted to be suspended
+    fates = [FATES[name] for name in cast]
+    # Kueue's jobs are deleted to be suspended, and others to be given what only a new Job takes on.
+    is_remade = any("queueName" in fate.spec or fate.at_first for fate in fates)
     assert is_remade or set(rest.jobs_made.values()) <= {1}
 
 

@@ -36,6 +36,8 @@ def test_values_are_typed() -> None:
         ("WORKERS", "0"),
         ("WORKERS", "257"),
         ("WORKERS", "many"),
+        ("EPHEMERAL_STORAGE", "0"),
+        ("EPHEMERAL_STORAGE", "fifty"),
         ("RESYNC_SECONDS", "0"),
         ("RESYNC_SECONDS", "nan"),
         ("LEASE_SECONDS", "2"),
@@ -69,6 +71,10 @@ def test_without_an_image_the_operator_says_which_variable_is_missing(
 def test_pods_are_given_an_authority_where_there_is_something_to_verify() -> None:
     assert from_environment({**IMAGE, "FINETUNE_PROGRESS_URL": "https://x"}).pod_settings("PEM").progress_ca == "PEM"
     assert from_environment(IMAGE).pod_settings("PEM").progress_ca == ""
+
+
+def test_pods_are_given_the_limit_of_their_scratch_space() -> None:
+    assert from_environment({**IMAGE, "FINETUNE_EPHEMERAL_STORAGE": "1Ti"}).pod_settings().ephemeral_storage == "1Ti"
 
 
 @pytest.mark.parametrize("of", ["METRICS", "PROGRESS"])

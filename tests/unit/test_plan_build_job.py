@@ -85,6 +85,21 @@ def test_tries_and_deadline_are_the_specs() -> None:
     assert (spec["backoffLimit"], spec["activeDeadlineSeconds"]) == (7, 60)
 
 
+def test_the_shape_tells_what_takes_a_new_job_to_change() -> None:
+    def shape(**fields: object) -> str:
+        return str(built(**fields)["metadata"]["annotations"][names.SHAPE_ANNOTATION])
+
+    assert shape() == shape(backoffLimit=7, activeDeadlineSeconds=60, suspend=True, resources={}, pod={"labels": {}})
+    shapes = [shape(resources={"cpu": "1"}), shape(pod={"labels": {"a": "b"}}), shape(queueName="research"), shape()]
+    assert len(set(shapes)) == len(shapes)
+
+
+def test_the_shape_of_a_job_of_an_earlier_release_stays_the_same() -> None:
+    """Or an upgrade of the operator would stop what runs: what a release adds may not be part of it by default."""
+    fields = {"resources": {"gpusPerNode": 0, "memory": "16Gi"}, "pod": {"nodeSelector": {"pool": "a"}}}
+    assert built(**fields)["metadata"]["annotations"][names.SHAPE_ANNOTATION] == "bcadd15e12a7b141"
+
+
 def test_without_a_deadline_there_is_none() -> None:
     assert "activeDeadlineSeconds" not in built()["spec"]
 

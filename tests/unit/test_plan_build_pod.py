@@ -93,6 +93,18 @@ def test_claims_are_mounted_as_they_are_used() -> None:
     assert mounts(template)["claim-1"] == {"mountPath": "/workspace/volumes/models"}
 
 
+def test_a_job_between_object_stores_needs_no_claim() -> None:
+    keys = [{"name": name, "secret": "store", "key": name} for name in ("AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL")]
+    template = built(
+        model={"uri": "s3://models/base"}, data={"train": {"uri": "https://files.example/rows.jsonl"}},
+        output={"uri": "s3://models/tuned"}, pod={"envFromSecrets": keys},
+    )  # fmt: skip
+    assert not [name for name, volume in volumes(template).items() if "persistentVolumeClaim" in volume]
+    run = Run.model_validate_json(template["metadata"]["annotations"][names.RUN_ANNOTATION])
+    assert run.work_dir.startswith(f"{mounts(template)['scratch']['mountPath']}/")
+    assert environment(template)["AWS_ENDPOINT_URL"]["secretKeyRef"] == {"name": "store", "key": "AWS_ENDPOINT_URL"}
+
+
 def test_every_mount_has_its_volume() -> None:
     template = built(REPORTING, output={"uri": "pvc://models/router"})
     assert set(mounts(template)) == set(volumes(template))
@@ -118,8 +130,16 @@ def test_shared_memory_has_the_size_that_is_given() -> None:
     assert volumes(built())["shared-memory"]["emptyDir"] == {"medium": "Memory"}
 
 
-def test_scratch_space_is_limited() -> None:
-    assert volumes(built(replace(SETTINGS, scratch_size="3Gi")))["scratch"] == {"emptyDir": {"sizeLimit": "3Gi"}}
+def test_scratch_space_is_limited_by_the_administrator_and_not_requested() -> None:
+    template = built(replace(SETTINGS, ephemeral_storage="3Gi"))
+    assert volumes(template)["scratch"] == {"emptyDir": {"sizeLimit": "3Gi"}}
+    assert "requests" not in container(template)["resources"]
+
+
+def test_a_job_may_ask_the_node_for_more_scratch_space() -> None:
+    template = built(replace(SETTINGS, ephemeral_storage="3Gi"), resources={"ephemeralStorage": "200Gi"})
+    assert volumes(template)["scratch"] == {"emptyDir": {"sizeLimit": "200Gi"}}
+    assert container(template)["resources"]["requests"] == {"ephemeral-storage": "200Gi"}
 
 
 @pytest.mark.security(11)

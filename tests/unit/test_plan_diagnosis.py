@@ -102,7 +102,7 @@ def test_out_of_memory_by_kubernetes_reason() -> None:
     for exit_code in (137, 1, 0):  # kubernetes has reported other codes with it
         reason, message = failed(make_pod().failed(exit_code, reason="OOMKilled"))
         assert reason == "OutOfMemory"
-        assert "raise spec.resources.memory or lower spec.training.microBatchSize" in message
+        assert "raise spec.resources.memory or lower spec.training.microBatchSize and spec.evaluation" in message
 
 
 def test_out_of_memory_by_exit_code_137() -> None:
@@ -129,6 +129,31 @@ def test_a_pod_that_was_removed_was_preempted(reason: str) -> None:
 
 def test_a_disruption_counts_though_the_kubelet_gives_no_reason() -> None:
     assert failed(make_pod().disrupted()) == ("Preempted", "router-0-0 was removed from its node (disruption)")
+
+
+def test_a_removed_pod_has_the_kubelets_words() -> None:
+    pod = make_pod().disrupted("Evicted")
+    pod.body["status"]["message"] = "The node was low on resource: memory. "
+    told = "router-0-0 was removed from its node (Evicted: The node was low on resource: memory)"
+    assert failed(pod) == ("Preempted", told)
+
+
+EXCEEDED = 'Usage of EmptyDir volume "scratch" exceeds the limit "50Gi". '
+
+
+@pytest.mark.parametrize("exit_code", [137, 143, 1])
+def test_a_pod_evicted_for_what_it_wrote_has_the_kubelets_words_and_the_field_to_raise(exit_code: int) -> None:
+    pod = make_pod().evicted(EXCEEDED, exit_code)
+    reason, message = failed(pod)
+    assert reason == "StorageFull"
+    assert message.startswith('router-0-0 was evicted (Usage of EmptyDir volume "scratch" exceeds the limit "50Gi"); ')
+    assert "raise spec.resources.ephemeralStorage" in message
+    assert pending(pod) == ("StorageFull", f"{message}; waiting for the next try")
+
+
+def test_an_eviction_for_what_a_pod_wrote_counts_more_than_a_removal_or_a_stop() -> None:
+    for other in (make_pod(1).disrupted("Evicted"), make_pod(1).failed(143)):
+        assert failed(make_pod(0).evicted(EXCEEDED, 143), other)[0] == "StorageFull"
 
 
 def test_a_failure_of_its_own_counts_more_than_a_later_removal() -> None:

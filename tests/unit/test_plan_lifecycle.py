@@ -21,6 +21,7 @@ from plan_builders import (
     make_pod,
     message_of,
     plan_of,
+    touches_children,
 )
 
 
@@ -30,10 +31,6 @@ def kinds(plan: Plan) -> list[str]:
 
 def reason(plan: Plan, type_: str = "Reconciling") -> str:
     return conditions_of(plan.status)[type_][1]
-
-
-def touches_children(plan: Plan) -> bool:
-    return bool(plan.create) or plan.set_suspended is not None or plan.delete_child is not None
 
 
 # ---- creation ----
@@ -129,24 +126,26 @@ def test_a_job_of_ours_is_adopted_by_its_uid() -> None:
 # ---- suspend and resume ----
 
 
-def test_a_job_that_is_created_suspended_has_a_suspended_job() -> None:
-    plan = plan_of(make_job().suspended())
-    [job] = plan.create
-    assert job["spec"]["suspend"] is True
+@pytest.mark.parametrize("job", [make_job(), make_job().queue()], ids=["", "queue"])
+def test_a_job_that_is_created_suspended_has_no_job_until_it_is_resumed(job: JobBuilder) -> None:
+    """Where a LocalQueue is named `default` Kueue labels every Job, and would start a suspended one."""
+    plan = plan_of(job.suspended())
+    assert not touches_children(plan)
     assert reason(plan, "Suspended") == "SuspendedByUser"
+    assert kinds(plan_of(job.suspended(False).status(plan.status))) == ["Job"]
 
 
 def test_suspending_and_resuming_sets_the_jobs_own_switch_once() -> None:
     suspend = plan_of(make_job().suspended(), make_child(), make_pod().running())
-    assert suspend.set_suspended is True
+    assert suspend.change_child == {"suspend": True}
     assert suspend.delete_child is None
     job = make_job().suspended().status(suspend.status)
     stopped = plan_of(job, make_child().suspended())
-    assert stopped.set_suspended is None
+    assert stopped.change_child == {}
     resume = plan_of(make_job().status(stopped.status), make_child().suspended())
-    assert resume.set_suspended is False
+    assert resume.change_child == {"suspend": False}
     assert conditions_of(resume.status)["Suspended"][0] == "False"
-    assert plan_of(make_job().status(resume.status), make_child()).set_suspended is None
+    assert plan_of(make_job().status(resume.status), make_child()).change_child == {}
 
 
 def test_while_pods_stop_the_job_says_so() -> None:
@@ -156,12 +155,20 @@ def test_while_pods_stop_the_job_says_so() -> None:
     assert message_of(stopped.status, "Suspended") == "spec.suspend is true"
 
 
+def test_without_a_claim_to_keep_checkpoints_on_the_job_says_what_suspending_costs() -> None:
+    job = make_job().spec(output={"uri": "s3://models/router"}).suspended()
+    anew = "training will start anew, because only a pvc:// output keeps checkpoints"
+    stopping = plan_of(job, make_child(job).suspended(), make_pod().running())
+    assert message_of(stopping.status, "Suspended") == f"pods are stopping; {anew}"
+    assert message_of(plan_of(job).status, "Suspended") == f"spec.suspend is true; {anew}"
+
+
 @pytest.mark.parametrize("end", ["complete", "failed"])
 def test_a_job_that_ended_is_not_suspended_any_more(end: str) -> None:
     child = make_child().complete(NOW) if end == "complete" else make_child().fails(NOW)
     pod = make_pod().succeeded() if end == "complete" else make_pod().failed(1)
     plan = plan_of(make_job().suspended(), child, pod)
-    assert plan.set_suspended is None
+    assert plan.change_child == {}
     assert conditions_of(plan.status)[end.title()][0] == "True"
 
 
@@ -173,10 +180,16 @@ def test_a_job_of_a_queue_waits_for_kueue_and_is_never_unsuspended_by_us() -> No
     plan = plan_of(job)
     assert plan.create[0]["spec"]["suspend"] is True
     waiting = plan_of(job, make_child(job))
-    assert waiting.set_suspended is None
+    assert waiting.change_child == {}
     assert waiting.status is not None
     assert waiting.status["phase"] == "Queued"
-    assert message_of(waiting.status, "Queued") == "waiting for admission by queue research"
+    told = message_of(waiting.status, "Queued")
+    assert told.startswith("waiting for admission by queue research; ")
+    # Kueue's own words are in its Workload: the operator needs no Kueue to be there, and reads none.
+    assert told.endswith(
+        "`kubectl --namespace=team-a describe workloads.kueue.x-k8s.io "
+        f"--selector=kueue.x-k8s.io/job-uid={CHILD_UID}` says what for"
+    )
 
 
 def test_a_job_that_kueue_admits_runs_and_one_it_preempts_waits_again() -> None:
@@ -185,7 +198,7 @@ def test_a_job_that_kueue_admits_runs_and_one_it_preempts_waits_again() -> None:
     assert admitted.status is not None
     assert admitted.status["phase"] == "Running"
     preempted = plan_of(job.status(admitted.status), make_child(job))
-    assert preempted.set_suspended is None
+    assert preempted.change_child == {}
     assert preempted.status is not None
     assert preempted.status["phase"] == "Queued"
 
@@ -194,7 +207,7 @@ def test_suspending_a_job_of_a_queue_deletes_its_job_so_that_kueue_cannot_start_
     job = make_job().queue().suspended()
     plan = plan_of(job, make_child(job).queued(admitted=True), make_pod().running())
     assert plan.delete_child == CHILD_UID
-    assert plan.set_suspended is None
+    assert plan.change_child == {}
     going = plan_of(job.status(plan.status), make_child(job).metadata(**DELETED), make_pod().running())
     assert not touches_children(going)
     gone = plan_of(job)
@@ -211,22 +224,53 @@ def test_resuming_a_job_of_a_queue_makes_its_job_again_when_the_old_one_is_gone(
     assert kinds(plan_of(job)) == ["Job"]
 
 
-def test_a_queue_given_to_a_running_job_does_not_hand_it_to_kueue() -> None:
-    plan = plan_of(make_job().queue().suspended(), make_child(), make_pod().running())
-    assert plan.set_suspended is True
-    assert plan.delete_child is None
+def test_a_job_that_waits_is_moved_to_the_queue_that_it_is_given() -> None:
+    job = make_job().queue("reserach")
+    waiting = make_child(job)
+    job.queue("research")
+    assert plan_of(job, waiting).delete_child == CHILD_UID
+    assert kinds(plan_of(job)) == ["Job"]
+    assert plan_of(job, make_child(job)).delete_child is None
+
+
+def test_a_job_that_kueue_put_into_its_default_queue_stays_there() -> None:
+    job = make_job()
+    waiting = plan_of(job, make_child(job).queued("default"))
+    assert not touches_children(waiting)
+    assert message_of(waiting.status, "Queued").startswith("waiting for admission by queue default; ")
+    job.suspended()
+    assert plan_of(job, make_child(job).queued("default")).delete_child == CHILD_UID
+    assert not touches_children(plan_of(job))
 
 
 # ---- refusal ----
 
+TOO_MUCH = {
+    "strategy": {"distillation": {"teacher": {"uri": "pvc://models/teacher"}, "relation": {}}},
+    "resources": {"gpusPerNode": 2},
+}
+INSIDE = {"output": {"uri": "file:///models/router"}}
+
+
+def test_an_output_that_would_go_with_the_pod_is_refused() -> None:
+    for job in (make_job().spec(**INSIDE), make_job().spec(**INSIDE).suspended()):
+        plan = plan_of(job)
+        assert not touches_children(plan)
+        assert reason(plan, "Failed") == "SpecInvalid"
+        told = message_of(plan.status, "Failed")
+        assert told.startswith("spec.output.uri: file:///models/router is inside the pod")
+        assert "pvc://claim/path or s3://bucket/path" in told
+    for uri in ("pvc://models/router", "s3://models/router"):
+        assert kinds(plan_of(make_job().spec(output={"uri": uri}))) == ["Job"]
+
 
 def test_a_spec_that_only_code_can_judge_fails_with_the_field_and_is_not_tried_again() -> None:
-    job = make_job().spec(model={"uri": "s3://bucket/model"})
+    job = make_job().spec(**TOO_MUCH)
     plan = plan_of(job)
     assert not touches_children(plan)
     assert plan.requeue_after is None
     assert reason(plan, "Failed") == "SpecInvalid"
-    assert message_of(plan.status, "Failed").startswith("spec.model.uri: ")
+    assert message_of(plan.status, "Failed").startswith("spec.resources.gpusPerNode: ")
     assert plan_of(job.status(plan.status), now=at(999)) == Plan()
 
 
@@ -277,9 +321,12 @@ def test_a_job_of_another_owner_is_not_stopped_for_a_spec_of_ours() -> None:
 
 
 def test_what_runs_already_is_not_refused_by_a_release_that_supports_less() -> None:
-    plan = plan_of(make_job().spec(model={"uri": "s3://bucket/model"}), make_child(), make_pod().running())
-    assert plan.status is not None
-    assert plan.status["phase"] == "Running"
+    for fields in (TOO_MUCH, INSIDE):
+        child = make_child(make_job().spec(resources=fields.get("resources")))
+        plan = plan_of(make_job().spec(**fields), child, make_pod().running())
+        assert plan.status is not None
+        assert plan.status["phase"] == "Running"
+        assert not touches_children(plan)
 
 
 # ---- the end ----

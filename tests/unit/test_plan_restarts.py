@@ -47,10 +47,11 @@ def first(exit_code: int) -> PodBuilder:
         (make_pod(0).disrupted("Evicted"), 1),
         (make_pod(0).disrupted("Preempting"), 1),
         (make_pod(0).failed(ExitCode.STOPPED).disrupted(), 1),
+        (make_pod(0).evicted("too much", ExitCode.STOPPED), 1),
         (make_pod(0).failed(ExitCode.STOPPED), 0),
         (make_pod(0).succeeded(), 0),
     ],
-    ids=["failed", "killed", "evicted", "preempted", "evicted and saved", "told to stop", "done"],
+    ids=["failed", "killed", "evicted", "preempted", "evicted and saved", "wrote too much", "told to stop", "done"],
 )
 def test_who_ended_badly_and_has_a_successor_is_a_restart(pod: PodBuilder, expected: int) -> None:
     assert restarts(pod, make_pod(1).running()) == expected

@@ -13,19 +13,27 @@ def test_a_job_that_was_just_created() -> None:
     assert (job.uid, job.owner_uid, job.nodes) == (CHILD_UID, JOB_UID, 1)
     assert not job.has_ended
     assert not job.suspended
-    assert not job.queued
+    assert job.queue == ""
     assert not job.being_deleted
     assert (job.start_time, job.ended_at) == (None, None)
+
+
+def test_what_of_a_job_can_change_is_read() -> None:
+    spec = {"backoffLimit": 9, "activeDeadlineSeconds": 60}
+    job = observe_job(make_child(make_job().spec(**spec)).obj())
+    assert (job.backoff_limit, job.active_deadline_seconds) == (9, 60)
+    assert job.shape == observe_job(make_child().obj()).shape != ""
 
 
 def test_a_job_with_hardly_anything_is_read() -> None:
     job = observe_job({"metadata": {"uid": "x", "resourceVersion": "1"}})
     assert (job.owner_uid, job.nodes, job.suspended, job.has_ended) == (None, 1, False, False)
+    assert (job.shape, job.backoff_limit, job.active_deadline_seconds) == ("", 6, None)
 
 
 def test_a_job_of_a_queue() -> None:
     job = observe_job(make_child(make_job().queue()).obj())
-    assert job.queued
+    assert job.queue == "research"
     assert job.suspended
 
 
@@ -102,6 +110,11 @@ def test_a_pod_that_is_being_deleted_is_not_living_and_has_not_ended() -> None:
     pod = observe_pod(make_pod().running().metadata(**DELETED).obj())
     assert not pod.is_living
     assert not pod.has_ended
+
+
+def test_an_eviction_has_the_kubelets_words() -> None:
+    pod = observe_pod(make_pod().evicted("Usage exceeds the limit").obj())
+    assert (pod.pod_reason, pod.pod_message, pod.disrupted) == ("Evicted", "Usage exceeds the limit", False)
 
 
 def test_a_disruption_is_noted() -> None:

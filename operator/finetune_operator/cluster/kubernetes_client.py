@@ -75,9 +75,11 @@ class KubernetesCluster:
         foreground: bool = False,
     ) -> None:
         """Delete with preconditions: a successor under the same name is never hit."""
-        body = {"kind": "DeleteOptions", "apiVersion": "v1", "preconditions": preconditions}
-        query = [("propagationPolicy", "Foreground" if foreground else "Background")]
-        await self._request("DELETE", resource.path(namespace, name), body=body, query=query)
+        # All in the body: beside one the query is not read, and what a Job's own default does is to orphan its pods.
+        policy = "Foreground" if foreground else "Background"
+        options = {"preconditions": preconditions, "propagationPolicy": policy}
+        body = {"kind": "DeleteOptions", "apiVersion": "v1", **options}
+        await self._request("DELETE", resource.path(namespace, name), body=body)
 
     async def post(self, resource: Resource, body: KubernetesObject) -> KubernetesObject:
         """Create an object that has no namespace and is not stored, such as a TokenReview; no leader is needed."""

@@ -96,9 +96,9 @@ class Reconciler:
         if child is None:
             return
         try:
-            if plan.set_suspended is not None:
+            if plan.change_child:
                 # The UID makes the API server refuse the change for another Job under the same name.
-                change = {"metadata": {"uid": child.uid}, "spec": {"suspend": plan.set_suspended}}
+                change = {"metadata": {"uid": child.uid}, "spec": plan.change_child}
                 self.store.put_job(await self.cluster.merge_patch(JOBS, key.namespace, key.name, change))
             if plan.delete_child is not None:
                 # In the foreground: the Job is there until its pods are gone, and so no successor's pods meet them.

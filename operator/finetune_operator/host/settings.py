@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from finetune_api.values import Quantity
 from finetune_operator.plan.settings import PodSettings
 
 PREFIX = "FINETUNE_"
@@ -23,6 +24,8 @@ class OperatorSettings(BaseModel):
     """Image of the training pods."""
     image_pull_policy: str = "IfNotPresent"
     """Pull policy of the training pods."""
+    ephemeral_storage: Quantity = "50Gi"
+    """Limit of a training pod's scratch space, where `resources.ephemeralStorage` gives none."""
     watch_namespace: str = ""
     """Watch this namespace only; all when empty."""
     operator_namespace: str = "finetune-system"
@@ -76,6 +79,7 @@ class OperatorSettings(BaseModel):
         return PodSettings(
             trainer_image=self.trainer_image,
             image_pull_policy=self.image_pull_policy,
+            ephemeral_storage=self.ephemeral_storage,
             progress_url=self.progress_url,
             progress_ca=authority if self.progress_url else "",
         )

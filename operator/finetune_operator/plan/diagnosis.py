@@ -17,8 +17,10 @@ _IMAGE_REASONS = frozenset(
     {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
 )
 _CONFIG_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+_MORE_MEMORY = "raise spec.resources.memory or lower spec.training.microBatchSize and spec.evaluation.batchSize"
+_EVICTED = "Evicted"
 _REMOVED_REASONS = frozenset(
-    {"Evicted", "Preempting", "Preempted", "NodeLost", "NodeShutdown", "Terminated", "Shutdown"}
+    {_EVICTED, "Preempting", "Preempted", "NodeLost", "NodeShutdown", "Terminated", "Shutdown"}
 )
 
 
@@ -90,6 +92,8 @@ def _why_pods_failed(pods: Sequence[ObservedPod]) -> Diagnosis | None:
 
 
 def _distance_from_the_cause(pod: ObservedPod) -> int:
+    if exceeded_its_storage(pod):
+        return 1
     if was_removed(pod) or pod.exit_code == ExitCode.STOPPED:
         return 2
     if pod.exit_code == ExitCode.PEER_LOST:
@@ -102,18 +106,22 @@ def _why_pod_failed(pod: ObservedPod) -> Diagnosis | None:
     if pod.terminated_reason == "OOMKilled":
         return Diagnosis(
             ExitCode.OUT_OF_MEMORY.reason,
-            f"{pod.name} used more than its memory limit; raise spec.resources.memory or lower "
-            "spec.training.microBatchSize",
+            f"{pod.name} used more than its memory limit; {_MORE_MEMORY}",
         )
+    said = pod.pod_message.strip(" .")
+    if exceeded_its_storage(pod):
+        hint = "raise spec.resources.ephemeralStorage, or have the model and the output on claims"
+        return Diagnosis(ExitCode.STORAGE_FULL.reason, f"{pod.name} was evicted ({said}); {hint}")
     if was_removed(pod):
-        return Diagnosis("Preempted", f"{pod.name} was removed from its node ({pod.pod_reason or 'disruption'})")
+        why = ": ".join(words for words in (pod.pod_reason or "disruption", said) if words)
+        return Diagnosis("Preempted", f"{pod.name} was removed from its node ({why})")
     if (word := _termination(pod)) and word.exit_code != ExitCode.COMPLETE:
         # The code's own word, not the message's: a condition's reason has to be one word.
         return Diagnosis(word.exit_code.reason, f"{word.message}{f'; {word.hint}' if word.hint else ''}")
     if pod.exit_code is None:
         return None
     if pod.exit_code == _KILLED:
-        hint = "most often memory ran out; raise spec.resources.memory or lower spec.training.microBatchSize"
+        hint = f"most often memory ran out; {_MORE_MEMORY}"
         return Diagnosis(ExitCode.OUT_OF_MEMORY.reason, f"{pod.name} was killed (exit code {_KILLED}); {hint}")
     if pod.exit_code in set(ExitCode):
         code = ExitCode(pod.exit_code)
@@ -123,7 +131,12 @@ def _why_pod_failed(pod: ObservedPod) -> Diagnosis | None:
 
 def was_removed(pod: ObservedPod) -> bool:
     """Whether a pod was evicted, preempted, or lost with its node."""
-    return pod.disrupted or pod.pod_reason in _REMOVED_REASONS
+    return pod.disrupted or (pod.pod_reason in _REMOVED_REASONS and not exceeded_its_storage(pod))
+
+
+def exceeded_its_storage(pod: ObservedPod) -> bool:
+    """Whether the kubelet evicted a pod for what it wrote itself: alone of its evictions that is no disruption."""
+    return pod.pod_reason == _EVICTED and not pod.disrupted
 
 
 def _termination(pod: ObservedPod) -> Termination | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -19,7 +19,8 @@ from finetune_operator.plan.builders.service import build_service
 from finetune_operator.plan.events import Event, events_between
 from finetune_operator.plan.run import make_run
 from finetune_operator.plan.settings import PodSettings
-from finetune_operator.plan.snapshot import Snapshot
+from finetune_operator.plan.shape import shape_of
+from finetune_operator.plan.snapshot import ObservedJob, Snapshot
 from finetune_operator.plan.status import (
     Observation,
     has_ended,
@@ -37,12 +38,12 @@ RETRY_NAME_TAKEN = timedelta(minutes=1)
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be done, in this order: create, suspend, delete, then the status, and last the events."""
+    """What is to be done, in this order: create, change, delete, then the status, and last the events."""
 
     create: tuple[dict[str, Any], ...] = ()
     """Objects to be created; one that is there already is left as it is."""
-    set_suspended: bool | None = None
-    """The Job's spec.suspend, when it is to be changed."""
+    change_child: dict[str, Any] = field(default_factory=dict)
+    """Fields of the Job's spec that are to be changed."""
     delete_child: str | None = None
     """UID of the Job that is to be deleted."""
     delete_self: bool = False
@@ -75,7 +76,7 @@ def make_plan(snapshot: Snapshot, settings: PodSettings, now: datetime) -> Plan:
         seen = Observation(Phase.PENDING, NAME_TAKEN, message)
         return _with_status(snapshot, earlier, seen, spec.strategy.name, now, requeue_after=RETRY_NAME_TAKEN)
     seen = observe_phase(snapshot, spec, now)
-    waits = (wait_for_last_words(snapshot, now), held_back(earlier.progress, snapshot.progress, now))
+    waits = (wait_for_last_words(snapshot, now), held_back(snapshot, earlier.progress, now))
     has_more = seen.phase not in (Phase.COMPLETE, Phase.FAILED)
     requeue_after = min((wait for wait in waits if wait is not None), default=None) if has_more else None
     actions = _actions(snapshot, spec, settings)
@@ -86,18 +87,29 @@ def _actions(snapshot: Snapshot, spec: FineTuneJobSpec, settings: PodSettings) -
     """What is to be done about the children of a job that has not ended."""
     job, child = snapshot.job, snapshot.child
     if child is None:
-        # A suspended job under a queue has no Job at all: Kueue alone may unsuspend one that carries its label.
+        # None is made for a suspended job: Kueue starts a Job that carries its label, and may put the label on itself.
         # And while a pod of an earlier Job still ends there is none either: two trainers must never share checkpoints.
-        if (spec.suspend and spec.queue_name) or snapshot.leftover:
+        if spec.suspend or snapshot.leftover:
             return {}
         run = make_run(job.namespace, job.name, job.uid, spec)
         children = (build_claim(run), build_service(run), build_job(run, settings))
         return {"create": tuple(child for child in children if child is not None)}
     if child.being_deleted or child.has_ended:
         return {}
-    if child.queued:
-        return {"delete_child": child.uid} if spec.suspend else {}
-    return {"set_suspended": spec.suspend} if child.suspended != spec.suspend else {}
+    if child.shape not in ("", shape_of(spec)) or (child.queue and spec.suspend):
+        return {"delete_child": child.uid}
+    return {"change_child": _changes(child, spec)}
+
+
+def _changes(child: ObservedJob, spec: FineTuneJobSpec) -> dict[str, Any]:
+    """What of the Job's spec differs and can be changed in place."""
+    pairs: dict[str, tuple[Any, Any]] = {
+        "backoffLimit": (child.backoff_limit, spec.backoff_limit),
+        "activeDeadlineSeconds": (child.active_deadline_seconds, spec.active_deadline_seconds),
+    }
+    if not child.queue:  # else Kueue alone starts and stops it
+        pairs["suspend"] = (child.suspended, spec.suspend)
+    return {name: wanted for name, (found, wanted) in pairs.items() if found != wanted}
 
 
 def _after_the_end(snapshot: Snapshot, earlier: FineTuneJobStatus, now: datetime) -> Plan:
@@ -152,4 +164,12 @@ def _parse(snapshot: Snapshot, has_started: bool) -> FineTuneJobSpec | list[Prob
         spec = parse_spec(snapshot.job.spec)
     except ValidationError as error:
         return problems_of(error)
-    return spec if has_started else unsupported(spec) or spec
+    return spec if has_started else [*unsupported(spec), *_lost_with_the_pod(spec)] or spec
+
+
+def _lost_with_the_pod(spec: FineTuneJobSpec) -> list[Problem]:
+    """An output that a process of its own may have, but a pod would take with it."""
+    if not spec.output.uri.startswith("file://"):
+        return []
+    hint = "use pvc://claim/path or s3://bucket/path, in a new job; file:// is for `finetune run`"
+    return [Problem("spec.output.uri", f"{spec.output.uri} is inside the pod, and the model would go with it", hint)]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 
 from finetune_api.exit_codes import ExitCode
-from finetune_operator.plan.diagnosis import was_removed
+from finetune_operator.plan.diagnosis import exceeded_its_storage, was_removed
 from finetune_operator.plan.snapshot import ObservedPod
 
 _Moment = tuple[datetime, int]
@@ -15,7 +15,7 @@ _Moment = tuple[datetime, int]
 
 def ended_badly(pod: ObservedPod) -> bool:
     """Whether a pod failed, or was removed from its node; a trainer that was told to stop, and did, is well."""
-    if was_removed(pod):
+    if was_removed(pod) or exceeded_its_storage(pod):
         return pod.phase != "Succeeded"
     return pod.phase == "Failed" and pod.exit_code != ExitCode.STOPPED
 

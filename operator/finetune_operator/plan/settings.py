@@ -19,5 +19,5 @@ class PodSettings:
     termination_grace_seconds: int = 120
     """Enough to finish a step and save a checkpoint."""
     user_id: int = 65532
-    scratch_size: str = "10Gi"
-    """Limit of the pod's scratch space (/tmp and the Hugging Face cache)."""
+    ephemeral_storage: str = "50Gi"
+    """Limit of the pod's scratch space (/tmp and the Hugging Face cache) for a job that does not ask for its own."""

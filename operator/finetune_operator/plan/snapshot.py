@@ -8,11 +8,13 @@ from datetime import datetime
 from typing import Any
 
 from finetune_api.v1alpha1.status import Progress
-from finetune_operator.plan.names import CONTAINER, FIRST_INDEX, KUEUE_QUEUE_LABEL
+from finetune_operator.plan.names import CONTAINER, FIRST_INDEX, KUEUE_QUEUE_LABEL, SHAPE_ANNOTATION
 
 KubernetesObject = Mapping[str, Any]
 
 _INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
+_BACKOFF_LIMIT = 6
+"""Kubernetes' own default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +42,12 @@ class ObservedJob:
     owner_uid: str | None
     nodes: int
     """Its completions: one pod each."""
-    queued: bool
-    """Whether it carries Kueue's label; Kueue alone then starts it."""
+    queue: str
+    """The queue that Kueue's label names; Kueue alone then starts it. Empty where there is no such label."""
+    shape: str
+    """What of the spec it was made for (plan/shape.py); empty when an earlier release made it."""
+    backoff_limit: int
+    active_deadline_seconds: int | None
     suspended: bool
     start_time: datetime | None
     complete: bool
@@ -86,6 +92,8 @@ class ObservedPod:
     termination_message: str
     disrupted: bool
     pod_reason: str
+    pod_message: str
+    """What the kubelet says of that."""
     being_deleted: bool
 
     @property
@@ -116,6 +124,8 @@ class Snapshot:
     """A pod of an earlier Job under this name that has not ended yet."""
     progress: Progress | None = None
     """The newest report, from the progress server."""
+    num_reporting: int = 0
+    """How many jobs report, this one or others."""
     restarts: int = 0
     """How often pods were replaced, also those that are gone."""
     obstacle: str = ""
@@ -134,7 +144,10 @@ def observe_job(body: KubernetesObject) -> ObservedJob:
         resource_version=version_of(body),
         owner_uid=_controller_uid(metadata),
         nodes=spec.get("completions") or 1,
-        queued=KUEUE_QUEUE_LABEL in metadata.get("labels", {}),
+        queue=metadata.get("labels", {}).get(KUEUE_QUEUE_LABEL, ""),
+        shape=metadata.get("annotations", {}).get(SHAPE_ANNOTATION, ""),
+        backoff_limit=spec.get("backoffLimit", _BACKOFF_LIMIT),
+        active_deadline_seconds=spec.get("activeDeadlineSeconds"),
         suspended=bool(spec.get("suspend")),
         start_time=_optional_time(status.get("startTime")),
         complete=success is not None,
@@ -174,6 +187,7 @@ def observe_pod(body: KubernetesObject) -> ObservedPod:
         termination_message=terminated.get("message", ""),
         disrupted=conditions.get("DisruptionTarget", {}).get("status") == "True",
         pod_reason=status.get("reason", ""),
+        pod_message=status.get("message", ""),
         being_deleted="deletionTimestamp" in metadata,
     )
 

@@ -10,10 +10,14 @@ from finetune_api.v1alpha1 import FineTuneJobSpec
 from finetune_api.v1alpha1.status import FineTuneJobStatus, Phase, Progress
 from finetune_operator.api.conditions import Verdict, is_true, merge
 from finetune_operator.plan.diagnosis import STARTING, Diagnosis, failed_for_good, last_word, why_failed, why_pending
+from finetune_operator.plan.names import KUEUE_JOB_UID_LABEL, KUEUE_WORKLOADS, claim_of
 from finetune_operator.plan.snapshot import ObservedJob, ObservedPod, Snapshot
 
 PROGRESS_INTERVAL = timedelta(seconds=15)
 """Progress alone is written at most this often; every report reaches Prometheus at once."""
+
+PROGRESS_WRITES_PER_SECOND = 20
+"""Of all jobs together: such a write costs the API server ten milliseconds, and it has others to serve."""
 
 AUTO = "Auto"
 """The strategy's name where the trainer is to choose one."""
@@ -37,15 +41,12 @@ def observe_phase(snapshot: Snapshot, spec: FineTuneJobSpec, now: datetime) -> O
     if child is not None and child.has_ended and wait_for_last_words(snapshot, now) is None:
         return _observe_end(child, pods)
     if spec.suspend:
-        stopping = any(pod.phase == "Running" for pod in pods)
-        message = "pods are saving a checkpoint and stopping" if stopping else "spec.suspend is true"
-        return Observation(Phase.SUSPENDED, "SuspendedByUser", message)
+        return Observation(Phase.SUSPENDED, "SuspendedByUser", _suspended(spec, pods))
     if child is None:
         cause = _why_no_job(snapshot)
         return Observation(Phase.PENDING, cause.reason, cause.message)
-    if child.queued and child.suspended:
-        queue = spec.queue_name or "the Job is labelled with"
-        return Observation(Phase.QUEUED, "WaitingForQueue", f"waiting for admission by queue {queue}")
+    if child.queue and child.suspended:
+        return Observation(Phase.QUEUED, "WaitingForQueue", _waiting_in_queue(snapshot.job.namespace, child))
     # A node that is done counts: the job goes on running until all are. And when one has failed for good the job fails
     # in a moment: to call it pending until then would count its time as lost and to be made up for.
     at_work = {pod.index for pod in pods if pod.phase == "Succeeded" or (pod.phase == "Running" and pod.is_living)}
@@ -86,8 +87,9 @@ def make_status(
     ended = seen.phase in (Phase.COMPLETE, Phase.FAILED)
     word = last_word(snapshot.pods) if ended else None
     ended_at = (child.ended_at if child else None) or now
-    progress = (word.progress if word else None) or _coalesced(earlier.progress, snapshot.progress, ended, now)
+    progress = (word.progress if word else None) or _coalesced(snapshot, earlier.progress, ended, now)
     progress = _with_choice(progress, earlier.progress)
+    progress = _without_eta(progress) if ended else progress
     return FineTuneJobStatus(
         observed_generation=snapshot.job.generation,
         conditions=merge(earlier.conditions, verdicts(seen), snapshot.job.generation, now),
@@ -108,20 +110,33 @@ def _with_choice(progress: Progress | None, earlier: Progress | None) -> Progres
     return progress.model_copy(update={"choice": earlier.choice})
 
 
+def _without_eta(progress: Progress | None) -> Progress | None:
+    """Nothing is to come of a job that has ended, however far it was expected to go."""
+    if progress is None or not progress.eta_seconds:
+        return progress
+    return progress.model_copy(update={"eta_seconds": None})
+
+
 def _strategy(given: str | None, progress: Progress | None) -> str | None:
     """The strategy's name. A pod's choice counts only where the job leaves it to the pod."""
     return progress.choice.strategy.value if given == AUTO and progress and progress.choice else given
 
 
-def held_back(earlier: Progress | None, newest: Progress | None, now: datetime) -> timedelta | None:
+def progress_interval(num_reporting: int) -> timedelta:
+    """How long the progress of a job is held back after a write, by how many jobs report."""
+    return max(PROGRESS_INTERVAL, timedelta(seconds=num_reporting / PROGRESS_WRITES_PER_SECOND))
+
+
+def held_back(snapshot: Snapshot, earlier: Progress | None, now: datetime) -> timedelta | None:
     """How long the newest progress is not to be written yet; None when it may be, or says nothing new.
 
     `updated` is the time of the last write, told by our own clock: pods' clocks may be wrong.
     """
+    newest, interval = snapshot.progress, progress_interval(snapshot.num_reporting)
     if newest is None or earlier is None or earlier.updated is None or _same(earlier, newest):
         return None
     since = now - earlier.updated
-    return PROGRESS_INTERVAL - since if timedelta() <= since < PROGRESS_INTERVAL else None
+    return interval - since if timedelta() <= since < interval else None
 
 
 def verdicts(seen: Observation) -> Mapping[str, Verdict]:
@@ -160,11 +175,12 @@ _PHASE_OF_CONDITION = {
 CONDITION_TYPES = (*_PHASE_OF_CONDITION, "Reconciling", "Stalled", "Ready")
 
 
-def _coalesced(earlier: Progress | None, newest: Progress | None, ended: bool, now: datetime) -> Progress | None:
+def _coalesced(snapshot: Snapshot, earlier: Progress | None, ended: bool, now: datetime) -> Progress | None:
     """The newest progress, or the one already written when that was a moment ago or says the same."""
+    newest = snapshot.progress
     if newest is None or (earlier is not None and _same(earlier, newest)):
         return earlier
-    if not ended and held_back(earlier, newest, now) is not None:
+    if not ended and held_back(snapshot, earlier, now) is not None:
         return earlier
     return newest.model_copy(update={"updated": now})
 
@@ -190,6 +206,20 @@ def _observe_end(child: ObservedJob, pods: Sequence[ObservedPod]) -> Observation
         return Observation(Phase.COMPLETE, "Complete", word.message if word else "the trainer ended with exit code 0")
     cause = why_failed(child, pods)
     return Observation(Phase.FAILED, cause.reason, cause.message)
+
+
+def _suspended(spec: FineTuneJobSpec, pods: Sequence[ObservedPod]) -> str:
+    stopping = any(pod.phase == "Running" for pod in pods)
+    if claim_of(spec.output.uri):
+        return "pods are saving a checkpoint and stopping" if stopping else "spec.suspend is true"
+    state = "pods are stopping" if stopping else "spec.suspend is true"
+    return f"{state}; training will start anew, because only a pvc:// output keeps checkpoints"
+
+
+def _waiting_in_queue(namespace: str, child: ObservedJob) -> str:
+    """Kueue says what it waits for in its Workload. That is not read here: there may be no Kueue, nor rights to it."""
+    command = f"kubectl --namespace={namespace} describe {KUEUE_WORKLOADS} --selector={KUEUE_JOB_UID_LABEL}={child.uid}"
+    return f"waiting for admission by queue {child.queue}; `{command}` says what for"
 
 
 def _why_no_job(snapshot: Snapshot) -> Diagnosis:

@@ -10,6 +10,7 @@ from finetune_api.run import Run
 from finetune_operator.plan import names
 from finetune_operator.plan.builders.pod import build_pod_template
 from finetune_operator.plan.settings import PodSettings
+from finetune_operator.plan.shape import shape_of
 
 
 def build_job(run: Run, settings: PodSettings) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def build_job(run: Run, settings: PodSettings) -> dict[str, Any]:
             "name": run.name,
             "namespace": run.namespace,
             "labels": labels,
+            "annotations": {names.SHAPE_ANNOTATION: shape_of(spec)},
             "ownerReferences": [names.owner_reference(run.name, run.uid)],
         },
         "spec": job_spec,

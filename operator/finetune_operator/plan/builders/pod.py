@@ -104,7 +104,8 @@ def _environment(run: Run, settings: PodSettings) -> list[dict[str, Any]]:
 
 def _resources(run: Run) -> dict[str, Any]:
     resources = run.spec.resources
-    requests = {name: value for name, value in (("cpu", resources.cpu), ("memory", resources.memory)) if value}
+    asked = {"cpu": resources.cpu, "memory": resources.memory, "ephemeral-storage": resources.ephemeral_storage}
+    requests = {name: value for name, value in asked.items() if value}
     limits = {"memory": resources.memory} if resources.memory else {}
     if resources.gpus_per_node:
         limits[resources.gpu_resource_name] = str(resources.gpus_per_node)
@@ -112,9 +113,11 @@ def _resources(run: Run) -> dict[str, Any]:
 
 
 def _volumes(run: Run, settings: PodSettings) -> list[dict[str, Any]]:
+    # The limit is the volume's: one of the container's would count its log too.
+    scratch_size = run.spec.resources.ephemeral_storage or settings.ephemeral_storage
     volumes: list[dict[str, Any]] = [
         {"name": "run", "downwardAPI": {"items": [_annotation_file(names.RUN_FILE, names.RUN_ANNOTATION)]}},
-        {"name": "scratch", "emptyDir": {"sizeLimit": settings.scratch_size}},
+        {"name": "scratch", "emptyDir": {"sizeLimit": scratch_size}},
     ]
     shared_memory: dict[str, Any] = {"medium": "Memory"}
     if run.spec.resources.shared_memory:
