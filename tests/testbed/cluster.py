@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -32,9 +32,14 @@ class Cluster:
 
     @classmethod
     @contextmanager
-    def start(cls, binaries: Binaries) -> Iterator[Cluster]:
-        """Start all of it; stop it at the end."""
-        with ApiServer.start(binaries) as server:
+    def start(
+        cls, binaries: Binaries, *, beside: Callable[[ApiServer], AbstractContextManager[object]] = nullcontext
+    ) -> Iterator[Cluster]:
+        """Start all of it; stop it at the end.
+
+        What is to run beside the API server is there before the controllers are, which learn of new kinds late.
+        """
+        with ApiServer.start(binaries) as server, beside(server):
             install(server)
             client = Client(server)
             with controllers(server), PlayedKubelet(client).running() as kubelet:

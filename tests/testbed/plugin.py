@@ -32,9 +32,15 @@ def api_server(pytestconfig: pytest.Config) -> Iterator[ApiServer]:
 
 
 @pytest.fixture(scope="session")
-def cluster(pytestconfig: pytest.Config) -> Iterator[Cluster]:
-    """Run a control plane with a node that is played; skip only where its programs cannot be had."""
-    with Cluster.start(_found(pytestconfig, CONTROL_PLANE_NAMES)) as started:
+def control_plane(pytestconfig: pytest.Config) -> Binaries:
+    """The programs of a control plane; skip only where they cannot be had."""
+    return _found(pytestconfig, CONTROL_PLANE_NAMES)
+
+
+@pytest.fixture(scope="session")
+def cluster(control_plane: Binaries) -> Iterator[Cluster]:
+    """Run a control plane with a node that is played."""
+    with Cluster.start(control_plane) as started:
         yield started
 
 
