@@ -13,7 +13,7 @@ from finetune_operator.engine.store import Key, Store
 from finetune_operator.engine.work_queue import WorkQueue
 from memory_cluster import MemoryCluster, Object
 from plan_builders import make_child, make_job, make_pod
-from virtual_time import START, run_virtually
+from virtual_time import START, VirtualClock, run_virtually
 
 GRACE = 5.0
 
@@ -67,6 +67,25 @@ def test_when_watches_have_brought_everything_nothing_was_missed() -> None:
     bed = Bed()
     bed.resync()
     assert bed.resync() == 0
+
+
+def test_what_is_no_news_is_looked_at_again_by_and_by_and_news_at_once() -> None:
+    bed = Bed()
+    bed.resync()
+    bed.memory.change(PODS, bed.made[3][2], lambda new: new["status"].update(phase="Running"))
+
+    async def main(clock: VirtualClock) -> list[tuple[str, float]]:
+        queue: WorkQueue[Key] = WorkQueue(clock)
+        await resync(bed, bed.store, queue, GRACE, pause_seconds=1)  # type: ignore[arg-type]
+        resynced, given = clock(), []
+        for _ in range(6):
+            key, _ = await queue.get()
+            queue.done(key)
+            given.append((key.name, round(clock() - resynced, 2)))
+        return given
+
+    by_and_by = [(f"job-{number}", round(0.05 * number, 2)) for number in range(5)]
+    assert run_virtually(main) == [("job-3", 0.0), *by_and_by]
 
 
 def test_only_our_own_jobs_and_pods_are_listed() -> None:

@@ -98,6 +98,29 @@ def test_a_defect_ends_no_worker_and_leaves_its_traceback(caplog: pytest.LogCapt
     assert "KeyError: 'a defect'" in caplog.text
 
 
+def test_others_have_a_turn_between_any_two_that_go_to_work() -> None:
+    keys = [Key("team-a", str(number)) for number in range(100)]
+    turns, seen = 0, []
+
+    async def main(clock: VirtualClock) -> None:
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        queue: WorkQueue[Key] = WorkQueue(clock)
+        for key in keys:
+            queue.add(key)
+        scripted = Scripted(clock, lambda key, times: seen.append(turns))
+        workers = Workers(queue, cast("Reconciler", scripted), OperatorMetrics(CollectorRegistry()), 16)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.gather(workers.run(), others()), 0.1)
+
+    run_virtually(main)
+    assert len(seen) == len(keys) == len(set(seen))
+
+
 def test_workers_work_at_the_same_time_but_never_on_one_key() -> None:
     keys = [Key("team-a", str(number)) for number in range(8)]
     outcome = run(lambda key, times: None, *keys, count=4, seconds=10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -10,11 +11,12 @@ import pytest
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.v1alpha1.status import FineTuneJobStatus, Phase
-from finetune_operator.plan.plan import Plan
+from finetune_operator.plan.plan import Plan, make_plan
 from finetune_operator.plan.status import LAST_WORDS_GRACE, PROGRESS_INTERVAL
 from plan_builders import (
     DELETED,
     NOW,
+    SETTINGS,
     ChildBuilder,
     JobBuilder,
     PodBuilder,
@@ -26,6 +28,7 @@ from plan_builders import (
     make_progress,
     make_word,
     plan_of,
+    snapshot,
 )
 
 ALWAYS = {"Complete", "Failed", "Suspended", "Running", "Queued"}
@@ -274,6 +277,16 @@ def test_a_job_that_reports_every_second_is_written_at_most_every_15_seconds() -
     assert written == [15.0 * number for number in range(41)]
 
 
+@pytest.mark.parametrize(("num_reporting", "seconds"), [(1, 15), (300, 15), (600, 30), (6000, 300)])
+def test_the_more_jobs_report_the_less_often_each_is_written(num_reporting: int, seconds: int) -> None:
+    job = running(0)
+    seen = snapshot(job, make_child(), make_pod().running(), progress=make_progress(2))
+    for waited in (seconds - 1, seconds):
+        plan = make_plan(replace(seen, num_reporting=num_reporting), SETTINGS, at(waited))
+        assert (plan.status is None) == (waited < seconds)
+        assert plan.requeue_after == (timedelta(seconds=1) if waited < seconds else None)
+
+
 def test_a_report_that_says_nothing_new_is_no_write_however_old_the_last() -> None:
     job = make_job().status(reported(running(), 5, 0).status)
     later = make_progress(5, 1000, loss=0.5, updated=at(3600))
@@ -300,6 +313,17 @@ def test_the_last_word_counts_more_than_the_newest_report() -> None:
     plan = plan_of(running(0), make_child().complete(at(2)), pod, progress=make_progress(97), now=at(2))
     assert plan.status is not None
     assert plan.status["progress"]["step"] == 100
+
+
+def test_a_job_that_has_ended_has_no_time_to_go() -> None:
+    going = make_progress(66, eta_seconds=300)
+    failed = plan_of(running(0), make_child().fails(at(2)), make_pod().failed(137), progress=going, now=at(2))
+    pod = make_pod().succeeded(make_word(ExitCode.COMPLETE, "done", progress=going))
+    complete = plan_of(running(0), make_child().complete(at(2)), pod, now=at(2))
+    for plan in (failed, complete):
+        assert plan.status is not None
+        assert plan.status["progress"]["step"] == 66
+        assert "etaSeconds" not in plan.status["progress"]
 
 
 def test_a_clock_that_went_back_holds_nothing_back_for_long() -> None:

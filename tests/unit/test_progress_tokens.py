@@ -11,7 +11,15 @@ import pytest
 from finetune_operator.cluster.client import TOKEN_REVIEWS, ClusterError, Resource
 from finetune_operator.progress.pods import PodIdentity, identify_pod
 from finetune_operator.progress.sources import REVIEWS_BURST
-from finetune_operator.progress.tokens import CACHE_SECONDS, REFRESH_SECONDS, Throttled, TokenReviewer, bearer_token
+from finetune_operator.progress.tokens import (
+    CACHE_SECONDS,
+    REFRESH_SECONDS,
+    REVIEWS_AT_ONCE,
+    Throttled,
+    TokenReviewer,
+    bearer_token,
+)
+from virtual_time import run_virtually
 
 AUDIENCE = "finetune-operator.io/progress"
 POD = PodIdentity("team-a", "router-0-x", "pod-uid")
@@ -33,10 +41,18 @@ class Reviews:
     def __init__(self, status: dict[str, Any] | None) -> None:
         self.status = status
         self.asked: list[Mapping[str, Any]] = []
+        self.seconds = 0.0
+        """How long an answer takes."""
+        self.most_at_once = self._at_once = 0
 
     async def post(self, resource: Resource, body: Mapping[str, Any]) -> Mapping[str, Any]:
         assert resource == TOKEN_REVIEWS
         self.asked.append(body)
+        self._at_once += 1
+        self.most_at_once = max(self.most_at_once, self._at_once)
+        if self.seconds:
+            await asyncio.sleep(self.seconds)
+        self._at_once -= 1
         if self.status is None:
             raise ClusterError("no answer")
         return {"status": self.status}
@@ -233,6 +249,17 @@ def test_the_same_bad_token_costs_few_reviews() -> None:
 def test_good_tokens_cost_an_address_nothing() -> None:
     bed = Bed(answer())
     assert flood(bed, 1000, lambda _: "10.0.0.1") == 0
+
+
+def test_a_thousand_jobs_that_start_together_behind_one_address_are_all_heard() -> None:
+    bed = Bed(answer())
+    bed.reviews.seconds = 1.0
+
+    async def reports(clock: object) -> list[PodIdentity | None]:
+        return await asyncio.gather(*(bed.reviewer.identify(f"token-{number}", "10.0.0.1") for number in range(1000)))
+
+    assert run_virtually(reports) == [POD] * 1000
+    assert bed.reviews.most_at_once == REVIEWS_AT_ONCE
 
 
 def test_an_outage_costs_an_address_nothing() -> None:

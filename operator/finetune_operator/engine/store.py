@@ -189,6 +189,10 @@ class Store:
         known = self._progress.get(key)
         return known[0] if known else None
 
+    def num_reporting(self) -> int:
+        """How many jobs have reported and have not ended."""
+        return len(self._progress)
+
     def put_progress(self, key: Key, progress: Progress) -> bool:
         """Note a report; False when there is no such job, or it has ended."""
         record = self._jobs.get(key)
@@ -225,6 +229,7 @@ class Store:
             pods=tuple(own),
             leftover=next((pod.name for pod in pods if pod not in own and not pod.has_ended), ""),
             progress=self.progress(key),
+            num_reporting=self.num_reporting(),
             restarts=restarts,
             obstacle=self._obstacles.get(key, ""),
         )

@@ -51,6 +51,9 @@ class WorkQueue(Generic[Key]):
 
     def add_after(self, key: Key, seconds: float) -> None:
         """Queue a key later; the earliest of several times counts."""
+        if seconds <= 0:
+            self.add(key)
+            return
         due = self._clock() + seconds
         if due >= self._due.get(key, float("inf")):
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from finetune_operator.cluster.client import ClusterError
 from finetune_operator.engine.reconciler import Reconciler
@@ -24,6 +24,7 @@ class Workers:
     reconciler: Reconciler
     metrics: OperatorMetrics
     count: int
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -35,6 +36,9 @@ class Workers:
     async def _work(self) -> None:
         while True:
             key, waited = await self.queue.get()
+            # One of them goes to work in a turn of the loop: what others wait for is one plan, not one of each worker.
+            async with self._turn:
+                await asyncio.sleep(0)
             self.metrics.queue_adds.labels(CONTROLLER).inc()
             self.metrics.queue_seconds.labels(CONTROLLER).observe(waited)
             started = time.perf_counter()
@@ -44,9 +48,6 @@ class Workers:
             self.metrics.reconcile_seconds.labels(CONTROLLER).observe(seconds)
             self.metrics.work_seconds.labels(CONTROLLER).observe(seconds)
             self.metrics.reconciles.labels(CONTROLLER, result).inc()
-            # A key of which nothing is to be written waits for nothing: without this, after a resync nobody else would
-            # have a turn until all are through.
-            await asyncio.sleep(0)
 
     async def _reconcile(self, key: Key) -> str:
         """Reconcile a key and give it back to the queue; returns the result's name."""

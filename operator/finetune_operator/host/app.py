@@ -35,7 +35,7 @@ from finetune_operator.host.watches import make_registry, make_settings
 from finetune_operator.metrics.jobs import JobCollector
 from finetune_operator.metrics.operator import CONTROLLER, OperatorMetrics
 from finetune_operator.plan.settings import PodSettings
-from finetune_operator.plan.status import PROGRESS_INTERVAL
+from finetune_operator.plan.status import progress_interval
 from finetune_operator.progress.pace import Pace
 from finetune_operator.progress.pods import identify_pod
 from finetune_operator.progress.relay import Relay
@@ -43,6 +43,7 @@ from finetune_operator.progress.server import ProgressServer
 from finetune_operator.progress.tokens import TokenReviewer
 
 _GRACE_SECONDS = 5.0
+_PAUSE_SECONDS = 0.1
 _RETRY_SECONDS = 5.0
 _STOP_SECONDS = 2.0
 _USER_AGENT = "finetune-operator"
@@ -70,7 +71,7 @@ class App:
         self.leadership = Leadership(settings.lease_seconds)
         self.metrics.leader.labels(CONTROLLER).set_function(self.leadership.holds)
         self._name = settings.identity or socket.gethostname()
-        self._pace = Pace(PROGRESS_INTERVAL.total_seconds())
+        self._pace = Pace(lambda: progress_interval(self.store.num_reporting()).total_seconds())
         self._has_store = False
         self.health = Health(settings.resync_seconds + _GRACE_SECONDS, self.queue.longest_running_seconds)
 
@@ -182,7 +183,7 @@ class App:
             # With jitter, so that several operators do not list at the same moment for ever.
             await asyncio.sleep(self.settings.resync_seconds * random.uniform(0.9, 1.1))
             try:
-                self.health.resynced(await resync(cluster, self.store, self.queue, _GRACE_SECONDS))
+                self.health.resynced(await resync(cluster, self.store, self.queue, _GRACE_SECONDS, _PAUSE_SECONDS))
             except ClusterError as error:
                 logger.warning("the resync failed: %s", error)
 

@@ -28,6 +28,10 @@ class RateLimiter:
         self._put(key, tokens - 1 if tokens >= 1 else tokens)
         return tokens >= 1
 
+    def has_left(self, key: str) -> bool:
+        """Whether a request would pass now; nothing is counted."""
+        return self._tokens(key) >= 1
+
     def give_back(self, key: str) -> None:
         """A request that was counted turned out to be none that should be."""
         self._put(key, min(self._burst, self._tokens(key) + 1))

@@ -16,7 +16,7 @@ class Pace:
 
     def __init__(
         self,
-        interval_seconds: float,
+        interval_seconds: Callable[[], float],
         limiter: RateLimiter | None = None,
         share: Callable[[], float] = random.random,
     ) -> None:
@@ -27,5 +27,5 @@ class Pace:
     def delay(self, is_first: bool) -> float:
         """Seconds until the report is to be written, if nothing else writes the status before."""
         if not is_first:
-            return self._interval_seconds
-        return 0.0 if self._limiter.allows("first") else self._share() * self._interval_seconds
+            return self._interval_seconds()
+        return 0.0 if self._limiter.allows("first") else self._share() * self._interval_seconds()

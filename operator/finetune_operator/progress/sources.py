@@ -23,6 +23,10 @@ class Sources:
         """Whether a token that is not known may be tried now; it counts as bad until `was_good`."""
         return self._limiter.allows(_network_of(address))
 
+    def has_left(self, address: str | None) -> bool:
+        """Whether there is anything left of the budget now."""
+        return self._limiter.has_left(_network_of(address))
+
     def was_good(self, address: str | None) -> None:
         """The token that was tried is a valid one."""
         self._limiter.give_back(_network_of(address))

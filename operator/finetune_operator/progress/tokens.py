@@ -22,8 +22,11 @@ logger = logging.getLogger(__name__)
 
 CACHE_SECONDS = 90.0
 """An answer is not used for longer."""
-REFRESH_SECONDS = (50.0, 70.0)
-"""When a token in use is reviewed again, at random: those of jobs that start together are spread from then on."""
+REFRESH_SECONDS = (30.0, 80.0)
+"""When a token in use is reviewed again, at random: those of jobs that start together are spread at once."""
+REVIEWS_AT_ONCE = 20
+"""First reviews under way. Far less than an address' budget: those of a thousand jobs that start together behind one
+address wait for each other, and are not taken for a stranger's guesses."""
 _VALID_SIZE = 20_000
 _INVALID_SIZE = 5_000
 
@@ -86,6 +89,7 @@ class TokenReviewer(Generic[Identity]):
         self._invalid: dict[bytes, float] = {}
         """And until when. Apart from the valid ones, which a stranger must not push out."""
         self._under_way: dict[bytes, asyncio.Task[None]] = {}
+        self._turns = asyncio.Semaphore(REVIEWS_AT_ONCE)
 
     async def identify(self, token: str, address: str | None = None) -> Identity | None:
         """What a token's user is here, or None when it is not valid. Raises ClusterError, Throttled."""
@@ -99,6 +103,13 @@ class TokenReviewer(Generic[Identity]):
             return None
         if known is not None:
             return await self._review(token, digest)  # its user is known here: it only has to be asked again
+        if not self._sources.has_left(address):
+            raise Throttled  # without a wait for others
+        async with self._turns:
+            return await self._try(token, digest, address)
+
+    async def _try(self, token: str, digest: bytes, address: str | None) -> Identity | None:
+        """Review a token that is not known."""
         if not self._sources.may_try(address):
             raise Throttled
         try:
