@@ -195,6 +195,17 @@ def test_other_exports_are_the_same(tiny_bert: Path, tmp_path: Path, task: str, 
     assert (output(run) / "README.md").exists()
 
 
+def test_the_merged_answers_are_those_that_were_trained(tiny_bert: Path, tmp_path: Path) -> None:
+    """A plain model tells question from context by the token types; so must the one that is trained."""
+    lora = {**STRATEGIES["lora"]["adapter"], "merge": True}
+    run = TASKS["answers"](tmp_path, tiny_bert, {"adapter": lora}, training={"maxSteps": 3})
+    complete(run)  # the export's own comparison
+    model = transformers.AutoModelForQuestionAnswering.from_pretrained(output(run))
+    inputs = AutoTokenizer.from_pretrained(output(run))("a question", "a context", return_tensors="pt")
+    without = {**inputs, "token_type_ids": torch.zeros_like(inputs["token_type_ids"])}
+    assert not torch.equal(model(**inputs).start_logits, model(**without).start_logits)
+
+
 @pytest.mark.parametrize(("task", "name"), [("tags", "houlsby"), ("answers", "full")])
 def test_a_killed_run_ends_with_the_same_bits(tiny_bert: Path, tmp_path: Path, task: str, name: str) -> None:
     """Dropout, windows, micro-batches and early stopping; killed in the middle."""

@@ -1,4 +1,6 @@
-"""The same loss curve as Hugging Face's Trainer on its own collators, for what it does rightly: no accumulation.
+"""The same loss curve and score as Hugging Face's Trainer, with peft or without: for what these do rightly.
+
+That is no accumulation of gradients.
 
 Both start from the same weights (with the same head), see the same rows in the same order, and clip and decay alike.
 """
@@ -13,6 +15,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import (
     DataCollatorForLanguageModeling,
     DataCollatorForTokenClassification,
@@ -23,7 +26,9 @@ from transformers import (
     default_data_collator,
 )
 
+from finetune_trainer.evaluation import evaluate
 from finetune_trainer.loop import TrainingLoop
+from finetune_trainer.stop import StopFlag
 from trainer.runs import make_loop, without_dropout
 from trainer.tiny import FULL, make_rows, make_run, write_rows
 from trainer.tiny_lm import make_lm
@@ -40,7 +45,6 @@ TRAINING = {
     "warmupRatio": "0",  # ours begins one step further, at a rate above zero
     "weightDecay": "0.01",
 }
-LORA = {"adapter": {"type": "LoRA", "rank": 2, "targetModules": ["query", "value"]}}
 Row = dict[str, Any]
 
 
@@ -60,7 +64,9 @@ def curve_of(loop: TrainingLoop) -> tuple[list[float], list[int]]:
     return losses, order
 
 
-def curve_of_theirs(model: torch.nn.Module, rows: Sequence[Row], collator: Any, directory: Path) -> list[float]:
+def curve_of_theirs(
+    model: torch.nn.Module, rows: Sequence[Row], collator: Any, directory: Path, rate: float, weight_decay: float
+) -> list[float]:
     """The Trainer's losses over the rows in this order."""
     losses: list[float] = []
 
@@ -78,9 +84,9 @@ def curve_of_theirs(model: torch.nn.Module, rows: Sequence[Row], collator: Any, 
         args=TrainingArguments(
             output_dir=str(directory),
             max_steps=STEPS,
-            learning_rate=RATE,
+            learning_rate=rate,
             lr_scheduler_type="linear",
-            weight_decay=0.01,
+            weight_decay=weight_decay,
             max_grad_norm=1.0,
             per_device_train_batch_size=BATCH,
             save_strategy="no",
@@ -99,30 +105,85 @@ def curve_of_theirs(model: torch.nn.Module, rows: Sequence[Row], collator: Any, 
 def compared(
     run: Any, encode: Callable[[PreTrainedTokenizerBase, Row, Sequence[str]], Row], collator: Any, directory: Path,
     tuned: Callable[[torch.nn.Module], torch.nn.Module] = lambda model: model,
-) -> None:  # fmt: skip
-    """Assert that both curves agree to 1e-4 and that something is learnt at all."""
+) -> tuple[TrainingLoop, torch.nn.Module]:  # fmt: skip
+    """Assert that both curves agree to 1e-4 and that something is learnt at all; returns what was trained."""
     loop = without_dropout(make_loop(run))
     torch.manual_seed(run.spec.training.seed)
     model = tuned(loop.task.load_model().model)  # the same head, drawn from the same seed
     ours, order = curve_of(loop)
     lines = Path(run.manifest_dir, "train.jsonl").read_text().splitlines()
     rows = [encode(loop.task.tokenizer, json.loads(line), loop.task.labels) for line in lines]
-    theirs = curve_of_theirs(model, [rows[loop.task.train[number].row] for number in order], collator(loop), directory)
+    in_order = [rows[loop.task.train[number].row] for number in order]
+    training = run.spec.training
+    theirs = curve_of_theirs(
+        model, in_order, collator(loop), directory, float(training.learning_rate), float(training.weight_decay)
+    )
     assert len(theirs) == len(ours) == STEPS
     assert ours == pytest.approx(theirs, abs=1e-4)
     assert ours[-1] < ours[0] - 0.01
+    return loop, model
+
+
+def same_score(loop: TrainingLoop, model: torch.nn.Module) -> None:
+    """Assert that both are worth the same on the evaluation rows."""
+    ours, theirs = (
+        evaluate(one, one, loop.task, loop.task.evaluation, BATCH, torch.device("cpu"), StopFlag())
+        for one in (loop.model, model)
+    )
+    assert ours == pytest.approx(theirs, abs=1e-3)
+
+
+def with_lora_of(
+    run: Any, task_type: peft.TaskType | None, head: list[str] | None = None
+) -> Callable[[torch.nn.Module], torch.nn.Module]:
+    """Peft's LoRA for the Trainer's hands; its weights are drawn anew, so they are given those that ours start from."""
+    start = {name: parameter.detach().clone() for name, parameter in make_loop(run).model.named_parameters()}
+    targets = run.spec.strategy.adapter.target_modules
+
+    def wrapped(model: torch.nn.Module) -> torch.nn.Module:
+        config = peft.LoraConfig(
+            task_type=task_type,
+            r=2,
+            lora_alpha=4,
+            lora_dropout=0.0,
+            target_modules=list(targets),
+            modules_to_save=head,
+        )
+        found = peft.get_peft_model(model, config)
+        trained = {name: parameter for name, parameter in found.named_parameters() if parameter.requires_grad}
+        assert trained
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(start[name])
+        return found
+
+    return wrapped
+
+
+def lora(*targets: str) -> Row:
+    return {"adapter": {"type": "LoRA", "rank": 2, "targetModules": list(targets)}}
+
+
+BERT_LORA = lora("query", "value")
 
 
 def classification(tokenizer: PreTrainedTokenizerBase, row: Row, labels: Sequence[str]) -> Row:
     return {**tokenizer(row["text"]), "labels": labels.index(row["label"])}
 
 
-def plain_run(directory: Path, model: Path, strategy: Any, rows: list[Row] | None = None, **fields: Any) -> Any:
+def plain_run(
+    directory: Path,
+    model: Path,
+    strategy: Any,
+    rows: list[Row] | None = None,
+    training: Row | None = None,
+    **fields: Any,
+) -> Any:
     run = make_run(
         directory,
         model,
         strategy,
-        training=TRAINING,
+        training={**TRAINING, **(training or {})},
         num_train=64,  # whole batches, because theirs are cut in this order
         data={
             "train": {"uri": "file://train.jsonl"},
@@ -137,34 +198,13 @@ def plain_run(directory: Path, model: Path, strategy: Any, rows: list[Row] | Non
     return run
 
 
-def test_text_classification(still_bert: Path, tmp_path: Path) -> None:
-    compared(
-        plain_run(tmp_path, still_bert, FULL),
-        classification,
-        lambda loop: DataCollatorWithPadding(loop.task.tokenizer),
-        tmp_path,
+@pytest.mark.parametrize("strategy", [FULL, BERT_LORA], ids=["full", "LoRA"])
+def test_text_classification(still_bert: Path, tmp_path: Path, strategy: Row) -> None:
+    run = plain_run(tmp_path, still_bert, strategy)
+    tuned = with_lora_of(run, peft.TaskType.SEQ_CLS) if strategy is BERT_LORA else lambda model: model
+    same_score(
+        *compared(run, classification, lambda loop: DataCollatorWithPadding(loop.task.tokenizer), tmp_path, tuned)
     )
-
-
-def test_text_classification_with_lora(still_bert: Path, tmp_path: Path) -> None:
-    """Peft in the Trainer's hands; its LoRA weights are drawn anew, so they are given ours."""
-    run = plain_run(tmp_path, still_bert, LORA)
-    start = {name: parameter.detach().clone() for name, parameter in make_loop(run).model.named_parameters()}
-
-    def with_lora(model: torch.nn.Module) -> torch.nn.Module:
-        config = peft.LoraConfig(
-            task_type=peft.TaskType.SEQ_CLS, r=2, lora_alpha=4, lora_dropout=0.0, target_modules=["query", "value"]
-        )
-        found = peft.get_peft_model(model, config)
-        trained = {name for name, parameter in found.named_parameters() if parameter.requires_grad}
-        assert trained
-        with torch.no_grad():
-            for name, parameter in found.named_parameters():
-                if name in trained:
-                    parameter.copy_(start[name])
-        return found
-
-    compared(run, classification, lambda loop: DataCollatorWithPadding(loop.task.tokenizer), tmp_path, with_lora)
 
 
 def tags(tokenizer: PreTrainedTokenizerBase, row: Row, labels: Sequence[str]) -> Row:
@@ -178,18 +218,18 @@ def tags(tokenizer: PreTrainedTokenizerBase, row: Row, labels: Sequence[str]) ->
     return {**encoded, "labels": found}
 
 
-def test_token_classification(still_bert: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", [FULL, BERT_LORA], ids=["full", "LoRA"])
+def test_token_classification(still_bert: Path, tmp_path: Path, strategy: Row) -> None:
     rows = []
     for row in make_rows(64, num_labels=3):
         words = row["text"].split()
         telling = {"good": "warm fresh sharp rich bright", "bad": "dull poor weak flat tired"}
         found = [next((f"B-{name}" for name, some in telling.items() if word in some.split()), "O") for word in words]
         rows.append({"tokens": [*words, "worldly"], "tags": [*found, "O"]})  # a word of several tokens
-    compared(
-        plain_run(tmp_path, still_bert, FULL, rows, task="TokenClassification"),
-        tags,
-        lambda loop: DataCollatorForTokenClassification(loop.task.tokenizer),
-        tmp_path,
+    run = plain_run(tmp_path, still_bert, strategy, rows, task="TokenClassification")
+    tuned = with_lora_of(run, peft.TaskType.TOKEN_CLS) if strategy is BERT_LORA else lambda model: model
+    same_score(
+        *compared(run, tags, lambda loop: DataCollatorForTokenClassification(loop.task.tokenizer), tmp_path, tuned)
     )
 
 
@@ -201,7 +241,8 @@ def ends(tokenizer: PreTrainedTokenizerBase, row: Row, _: Sequence[str]) -> Row:
     return {**encoded, "start_positions": first, "end_positions": last}
 
 
-def test_question_answering(still_bert: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", [FULL, BERT_LORA], ids=["full", "LoRA"])
+def test_question_answering(still_bert: Path, tmp_path: Path, strategy: Row) -> None:
     """Ours makes classes of the context alone, theirs of question and padding too: so theirs are shut out as well."""
     rows = []
     for number, row in enumerate(make_rows(64)):
@@ -216,6 +257,8 @@ def test_question_answering(still_bert: Path, tmp_path: Path) -> None:
 
         def masked(*arguments: Any, start_positions: Any = None, end_positions: Any = None, **inputs: Any) -> Any:
             output = forward(*arguments, **inputs)
+            if start_positions is None:
+                return output
             allowed = (inputs["token_type_ids"] == 1) & (inputs["attention_mask"] == 1)
             allowed[:, 0] = True
             allowed &= inputs["input_ids"] != 3  # [SEP]
@@ -227,23 +270,70 @@ def test_question_answering(still_bert: Path, tmp_path: Path) -> None:
         model.forward = masked  # type: ignore[method-assign]
         return model
 
-    compared(
-        plain_run(tmp_path, still_bert, FULL, rows, task="QuestionAnswering"),
-        ends,
-        lambda loop: default_data_collator,
-        tmp_path,
-        with_the_context_alone,
+    run = plain_run(tmp_path, still_bert, strategy, rows, task="QuestionAnswering")
+    # Not peft's class for answers: it keeps the token types from the model.
+    wrapped = with_lora_of(run, None, ["qa_outputs"]) if strategy is BERT_LORA else lambda model: model
+    same_score(
+        *compared(
+            run,
+            ends,
+            lambda loop: default_data_collator,
+            tmp_path,
+            lambda model: wrapped(with_the_context_alone(model)),
+        )
     )
 
 
+def text(tokenizer: PreTrainedTokenizerBase, row: Row, _: Sequence[str]) -> Row:
+    return {"input_ids": [*tokenizer(row["text"])["input_ids"], tokenizer.eos_token_id]}
+
+
+def of_language(loop: TrainingLoop) -> Any:
+    return DataCollatorForLanguageModeling(loop.task.tokenizer, mlm=False)
+
+
+TEXTS = [{"text": row["text"]} for row in make_rows(64)]
+DECODER_LORA = lora("q_proj", "v_proj")
+
+
+@pytest.mark.parametrize("strategy", [FULL, DECODER_LORA], ids=["full", "LoRA"])
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
-def test_text_generation(tmp_path: Path, kind: str) -> None:
+def test_text_generation(tmp_path: Path, kind: str, strategy: Row) -> None:
     """Ours packs, theirs pads. Not GPT-2: there theirs divides by the first tokens too, which nothing predicts."""
-    model = make_lm(tmp_path / "model", kind)
-    rows = [{"text": row["text"]} for row in make_rows(64)]
-    compared(
-        plain_run(tmp_path / "run", model, FULL, rows, task="TextGeneration"),
-        lambda tokenizer, row, _: {"input_ids": [*tokenizer(row["text"])["input_ids"], tokenizer.eos_token_id]},
-        lambda loop: DataCollatorForLanguageModeling(loop.task.tokenizer, mlm=False),
-        tmp_path,
+    run = plain_run(tmp_path / "run", make_lm(tmp_path / "model", kind), strategy, TEXTS, task="TextGeneration")
+    tuned = with_lora_of(run, peft.TaskType.CAUSAL_LM) if strategy is DECODER_LORA else lambda model: model
+    same_score(*compared(run, text, of_language, tmp_path, tuned))
+
+
+NUM_VIRTUAL_TOKENS = 4
+PROMPTS = {"Prompt": peft.PromptTuningConfig, "Prefix": peft.PrefixTuningConfig}
+
+
+@pytest.mark.parametrize("kind", PROMPTS)
+def test_text_generation_by_a_prompt(tmp_path: Path, kind: str) -> None:
+    """Peft's prompt and prefix, from the vectors that ours start from. Theirs would decay, which ours never do, and
+    learn the first token too, which stands after no other.
+    """
+    run = plain_run(
+        tmp_path / "run",
+        make_lm(tmp_path / "model", "llama"),
+        {"promptTuning": {"type": kind, "numVirtualTokens": NUM_VIRTUAL_TOKENS}},
+        TEXTS,
+        task="TextGeneration",
+        training={"learningRate": "3e-2", "headLearningRate": "3e-2", "weightDecay": "0"},
     )
+    make_loop(run).tuning.save(tmp_path / "start")
+
+    def tuned(model: torch.nn.Module) -> torch.nn.Module:
+        config = PROMPTS[kind](task_type=peft.TaskType.CAUSAL_LM, num_virtual_tokens=NUM_VIRTUAL_TOKENS)
+        found = peft.get_peft_model(model, config)
+        start = load_file(tmp_path / "start" / "adapter_model.safetensors")["prompt_embeddings"]
+        with torch.no_grad():
+            found.prompt_encoder["default"].embedding.weight.copy_(start)
+        return found
+
+    def encode(tokenizer: PreTrainedTokenizerBase, row: Row, labels: Sequence[str]) -> Row:
+        encoded = text(tokenizer, row, labels)
+        return {**encoded, "labels": [-100, *encoded["input_ids"][1:]]}
+
+    compared(run, encode, lambda loop: DataCollatorForTokenClassification(loop.task.tokenizer), tmp_path, tuned)

@@ -26,7 +26,9 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.models import Loaded
 
 FINETUNE = "finetune"
-"""The key of config.json beside peft's files: the adapter's `name`, and the `base_digest` of what it was trained on."""
+"""The key of config.json beside peft's files: the adapter's `name`, the `base_digest` of what it was trained on, and
+peft's `task_type`, which peft's own file does not tell for answers.
+"""
 _CONFIG, _PEFT_CONFIG, _PEFT_WEIGHTS = "config.json", "adapter_config.json", f"adapter_model{weights.SUFFIX}"
 _AUTO_CLASSES = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
@@ -191,7 +193,10 @@ def _read_peft(
                 f"{field}: {directory}: an adapter with {setting} {peft_config[setting]!r} cannot be stacked on",
                 "stack on one that was trained by a FineTuneJob",
             )
-    auto_class = getattr(transformers, _AUTO_CLASSES[peft_config["task_type"]])
+    task_type = peft_config["task_type"] or config.get(FINETUNE, {}).get("task_type")
+    if task_type not in _AUTO_CLASSES:
+        raise ValueError(f"task_type {task_type} cannot be stacked on; {', '.join(_AUTO_CLASSES)} can")
+    auto_class = getattr(transformers, _AUTO_CLASSES[task_type])
     with torch.device("meta"):
         model: PreTrainedModel = auto_class.from_config(type(loaded.model.config).from_dict(config))
     layers: dict[str, dict[str, Tensor]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,6 @@ def prepare_lora(
 ) -> Tuning:
     """Put updates on a model's linear layers and train them with its head. Raises TrainerError."""
     config = _config(strategy, run, loaded)
-    config.base_model_name_or_path = model_name(run.spec.model, model_directory)
     config.revision = run.spec.model.revision
     base_config = copy.deepcopy(loaded.model.config)
     digest = "" if strategy.merge else body_digest(loaded)
@@ -61,8 +61,10 @@ def prepare_lora(
             note("the updates are merged into the model's weights, in float32")
         else:
             model.save_pretrained(directory)
+            _name_base(directory, model_name(run.spec.model, model_directory))
             # Labels and their names, which peft's own files lack, and what a later job checks its base model by.
-            setattr(base_config, FINETUNE, {"name": run.name, "base_digest": digest})
+            task_type = TASK_TYPES[run.spec.task].value
+            setattr(base_config, FINETUNE, {"name": run.name, "base_digest": digest, "task_type": task_type})
             base_config.save_pretrained(directory)
             if loaded.model.can_generate():  # where it stops may be learnt anew
                 loaded.model.generation_config.save_pretrained(directory)
@@ -72,9 +74,18 @@ def prepare_lora(
     return Tuning(model, trained, rate, save, "transformers" if strategy.merge else "peft")
 
 
+def _name_base(directory: Path, name: str) -> None:
+    """Write what the base model is found by later; peft has put the directory there that it was read from."""
+    path = directory / "adapter_config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(content | {"base_model_name_or_path": name}, indent=2) + "\n", encoding="utf-8")
+
+
 def _config(strategy: AdapterStrategy, run: Run, loaded: Loaded) -> peft.PeftConfig:
     # peft knows heads by three names; what the checkpoint did not have must be trained whatever its name.
-    shared: dict[str, Any] = {"task_type": TASK_TYPES[run.spec.task]}
+    task_type = TASK_TYPES[run.spec.task]
+    # Peft's class for answers keeps token types and positions from the model (0.21); without a task's class none does.
+    shared: dict[str, Any] = {"task_type": None if task_type == peft.TaskType.QUESTION_ANS else task_type}
     shared["modules_to_save"] = targets.head_modules(loaded.model, loaded.head) or None
     if strategy.merge:
         _check_not_tied(strategy, loaded.model)
