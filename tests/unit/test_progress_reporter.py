@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
+import ssl
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
+from certificate_pairs import make_pair, needs_openssl
 from finetune_trainer.reporter import Reporter, from_environment
 from plan_builders import make_progress
 
@@ -66,6 +71,90 @@ def test_a_token_that_is_not_there_yet_fails_nothing(tmp_path: Path) -> None:
     reporter = Reporter("https://127.0.0.1:1/v1/a/b", None, str(tmp_path / "token"), interval=0.01)
     reporter.update(make_progress(1))
     reporter.close()
+
+
+@contextmanager
+def answering(certificate: Path, answers: list[bytes]) -> Iterator[tuple[str, list[bytes]]]:
+    """A TLS server that gives these answers in turn, word for word, then the last; its URL, and what it was sent."""
+    heard: list[bytes] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.wfile.write(answers[min(len(heard), len(answers)) - 1])
+
+        def do_GET(self) -> None:  # what urllib makes of a redirected POST
+            heard.append(b"")
+            self.wfile.write(GOOD_ANSWER)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate / "tls.crt", certificate / "tls.key")
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        yield f"https://localhost:{server.server_port}/v1/a/b", heard
+        server.shutdown()
+
+
+GOOD_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+NOWHERE = b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: https://[nowhere/\r\n\r\n"
+
+
+@needs_openssl
+@pytest.mark.parametrize(
+    "answer", [b"hello\r\n\r\n", b"HTTP/1.1 abc\r\n\r\n", NOWHERE], ids=["words", "code", "address"]
+)
+def test_a_strange_answer_does_not_end_the_reports(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, answer: bytes
+) -> None:
+    certificate, token = make_pair(tmp_path / "tls"), tmp_path / "token"
+    token.write_text("a-very-secret-token")
+    caplog.set_level(logging.DEBUG)
+    with answering(certificate, [answer, GOOD_ANSWER]) as (url, heard):
+        reporter = Reporter(url, str(certificate / "tls.crt"), str(token), interval=0.01)
+        for step in (1, 2):
+            reporter.update(make_progress(step))
+            deadline = time.monotonic() + 10
+            while len(heard) < step and time.monotonic() < deadline:
+                time.sleep(0.01)
+        reporter.close()
+    assert len(heard) > 1
+    assert "the report was not" in caplog.text
+    assert "a-very-secret-token" not in caplog.text
+
+
+@needs_openssl
+def test_a_token_is_not_sent_where_an_answer_points_to(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    certificate, token = make_pair(tmp_path / "tls"), tmp_path / "token"
+    token.write_text("a-very-secret-token")
+    caplog.set_level(logging.DEBUG)
+    with answering(certificate, [GOOD_ANSWER]) as (elsewhere, strangers):
+        found = f"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: {elsewhere}\r\n\r\n".encode()
+        with answering(certificate, [found]) as (url, heard):
+            reporter = Reporter(url, str(certificate / "tls.crt"), str(token), interval=0.01)
+            reporter.update(make_progress(1))
+            deadline = time.monotonic() + 10
+            while not caplog.text and time.monotonic() < deadline:
+                time.sleep(0.01)
+            reporter.close()
+    assert heard
+    assert not strangers
+    assert "302" in caplog.text
+
+
+def test_a_token_that_no_header_takes_is_not_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    token = tmp_path / "token"
+    token.write_text("a-very-secret\ntoken")
+    caplog.set_level(logging.DEBUG)
+    reporter = Reporter("https://127.0.0.1:1/v1/a/b", None, str(token), interval=0.01)
+    reporter.update(make_progress(1))
+    reporter.close()
+    assert "the report was not made: ValueError" in caplog.text
+    assert "a-very-secret" not in caplog.text
 
 
 def test_reporting_needs_no_torch() -> None:

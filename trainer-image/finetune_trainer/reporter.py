@@ -6,15 +6,16 @@ KUBEFLOW_TRAINER_SERVER_URL, KUBEFLOW_TRAINER_SERVER_CA_CERT, KUBEFLOW_TRAINER_S
 
 from __future__ import annotations
 
+import http.client
 import logging
 import os
 import ssl
 import threading
-import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from finetune_api.trainer_status import report_of
 from finetune_api.v1alpha1.status import Progress
@@ -34,7 +35,8 @@ class Reporter:
             raise ValueError(f"{_PREFIX}URL must be https://, because a token is sent to it")
         self._url = url
         self._token_file = Path(token_file)
-        self._tls = ssl.create_default_context(cafile=ca_file)
+        tls = urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=ca_file))
+        self._server = urllib.request.build_opener(tls, _NoRedirects)
         self._interval = interval
         self._newest: Progress | None = None
         self._changed = threading.Event()
@@ -67,16 +69,25 @@ class Reporter:
         try:
             # The kubelet renews the token in its file, so it is read each time.
             token = self._token_file.read_text(encoding="utf-8").strip()
-            request = urllib.request.Request(  # noqa: S310 - https only, checked above
+            request = urllib.request.Request(  # noqa: S310 - https only, checked above, and no redirects
                 self._url,
                 data=report_of(progress, datetime.now(UTC)).model_dump_json(by_alias=True, exclude_none=True).encode(),
                 headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
                 method="POST",
             )
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS, context=self._tls):  # noqa: S310
+            with self._server.open(request, timeout=_TIMEOUT_SECONDS):
                 pass
-        except (OSError, urllib.error.URLError) as error:
-            logger.debug("the report was not taken: %s", error)
+        except (OSError, http.client.HTTPException) as error:
+            logger.debug("the report was not taken: %r", error)
+        except ValueError as error:  # its words may quote the token
+            logger.debug("the report was not made: %s", type(error).__name__)
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """The token is for this server and no other."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Take the answer for the error that it then is."""
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> Reporter | None:
