@@ -12,6 +12,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -84,6 +85,11 @@ def _main(run_file: Path, faults: tuple[Fault, ...]) -> None:
     sys.exit(main())
 
 
+def environment(variables: dict[str, str]) -> None:
+    """Set variables: the server that processes are forked from has those of the time when it started."""
+    os.environ |= variables
+
+
 def threads(number: int) -> None:
     """Compute on so many threads."""
     import torch
@@ -140,6 +146,68 @@ def signal_before(place: str, call: int, number: int = signal.SIGTERM, times: in
             os.kill(os.getpid(), number)
 
     _before(place, call, send)
+
+
+def hang_before(place: str, call: int) -> None:
+    """Wait before the n-th call of a function, in the kernel, for what never comes."""
+    _before(place, call, wait_for_ever)
+
+
+def wait_for_ever() -> None:
+    """Read from a pipe that nobody writes to."""
+    end, _ = os.pipe()
+    os.read(end, 1)
+
+
+def hang_at_most(seconds: float) -> None:
+    """The watchdog's patience."""
+    from finetune_trainer import watchdog
+
+    watchdog.LIMIT_SECONDS, watchdog.LOOK_SECONDS = seconds, 0.25
+
+
+def speak_at_most(seconds: float) -> None:
+    """The watchdog's patience with the last word."""
+    from finetune_trainer import watchdog
+
+    watchdog.LAST_WORD_SECONDS = seconds
+
+
+def hang_in_a_child(pid_file: Path) -> None:
+    """Let the export be compared by a process that hangs."""
+    from finetune_trainer import watchdog
+    from finetune_trainer.export import reload
+
+    def compare(*_: Any) -> float:
+        with subprocess.Popen(["sleep", "100"]) as process, watchdog.child(process.pid):
+            pid_file.write_text(str(process.pid))
+            process.wait()
+        return 0.0
+
+    reload.compare = compare  # type: ignore[assignment]
+
+
+def busy_before(place: str, call: int, seconds: float) -> None:
+    """Compute for so long before the n-th call of a function, and tell nothing meanwhile."""
+
+    def compute() -> None:
+        ends_at = time.monotonic() + seconds
+        while time.monotonic() < ends_at:
+            sum(range(10_000))
+
+    _before(place, call, compute)
+
+
+def write_before(place: str, call: int, seconds: float, file: Path) -> None:
+    """Write to a file for so long before the n-th call of a function, as a slow download does, and tell nothing."""
+
+    def write() -> None:
+        ends_at = time.monotonic() + seconds
+        while time.monotonic() < ends_at:
+            file.write_bytes(bytes(100_000))
+            time.sleep(0.1)
+
+    _before(place, call, write)
 
 
 def _before(place: str, call: int, action: Callable[[], Any]) -> None:

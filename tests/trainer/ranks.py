@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import socket
+import struct
+import sys
 import time
 from collections.abc import Sequence
 from multiprocessing.context import ForkServerProcess
@@ -52,12 +55,14 @@ def run_each(runs: Sequence[Run], *faults: Sequence[Fault]) -> list[int]:
 def start_each(runs: Sequence[Run], *faults: Sequence[Fault]) -> list[ForkServerProcess]:
     """Start the processes of all nodes."""
     port = free_port()
-    children = []
-    for rank, run in enumerate(runs):
-        own = faults[rank] if rank < len(faults) else NO_FAULTS
-        place = functools.partial(_as_node, rank, port, str(word_file(run, rank)))
-        children.append(start_trainer(run, place, every_step, *own, name=f"run-{rank}.json"))
-    return children
+    faults = (*faults, *[NO_FAULTS] * (len(runs) - len(faults)))
+    return [start(run, rank, port, own) for rank, (run, own) in enumerate(zip(runs, faults, strict=True))]
+
+
+def start(run: Run, rank: int, port: int, faults: Sequence[Fault]) -> ForkServerProcess:
+    """Start the process of one node; they meet at that port."""
+    place = functools.partial(_as_node, rank, port, str(word_file(run, rank)))
+    return start_trainer(run, place, every_step, *faults, name=f"run-{rank}.json")
 
 
 def free_port() -> int:
@@ -104,6 +109,35 @@ def every_step() -> None:
     from finetune_trainer import progress
 
     progress._MIN_INTERVAL_SECONDS = 0.0
+
+
+def connect_only_to_the_meeting_place() -> None:
+    """The kernel lets this process connect to no other port, as a NetworkPolicy does that forgets the others."""
+    import ctypes
+
+    create_ruleset, add_rule, restrict_self = 444, 445, 446
+    connect_tcp, port_rule, set_no_new_privs = 2, 2, 38
+    libc = ctypes.CDLL(None, use_errno=True)
+    handled = struct.pack("QQ", 0, connect_tcp)  # of files nothing, of the network to connect
+    allowed = struct.pack("QQ", connect_tcp, int(os.environ["MASTER_PORT"]))
+    ruleset = libc.syscall(create_ruleset, handled, len(handled), 0)
+    done = [
+        libc.syscall(add_rule, ruleset, port_rule, allowed, 0),
+        libc.prctl(set_no_new_privs, 1, 0, 0, 0),
+        libc.syscall(restrict_self, ruleset, 0),
+    ]
+    if ruleset < 0 or any(done):
+        raise OSError(ctypes.get_errno(), "Landlock")
+
+
+def has_landlock() -> bool:
+    """Whether the kernel can keep a process from ports: Linux 6.7 and later."""
+    import ctypes
+
+    get_version = 1
+    with contextlib.suppress(OSError):
+        return sys.platform == "linux" and ctypes.CDLL(None).syscall(444, None, 0, get_version) >= 4
+    return False
 
 
 def wait_at_most(seconds: float) -> None:

@@ -258,9 +258,39 @@ def test_a_process_that_does_not_come_is_not_waited_for_without_end(tiny_bert: P
     assert not Path(run.work_dir, "checkpoints").exists()
 
 
+def test_processes_that_meet_but_do_not_reach_each_other_count_as_one_try(tiny_bert: Path, tmp_path: Path) -> None:
+    """Counted by none, their pods would be remade for ever."""
+    if not ranks.has_landlock():
+        pytest.skip("ports are kept from a process by Landlock, which this kernel has not")
+    run = with_dropout(tmp_path, tiny_bert)
+    walled = [functools.partial(ranks.wait_at_most, 5.0), ranks.connect_only_to_the_meeting_place]
+    assert run_ranks(run, walled, walled) == [ExitCode.NETWORK_UNAVAILABLE, ExitCode.PEER_LOST]
+    word = last_word(run, 0)
+    assert "the processes do not reach each other" in word.message
+    assert "NetworkPolicies" in word.hint
+    assert not Path(run.work_dir, "checkpoints").exists()
+
+
+def test_a_first_process_that_neither_trains_nor_ends_is_counted_by_the_others(tiny_bert: Path, tmp_path: Path) -> None:
+    """When not even its watchdog ends it, nobody else can; the pods of the others would be remade for ever."""
+    run = with_dropout(tmp_path, tiny_bert)
+    port = ranks.free_port()
+    first = ranks.start(run, 0, port, [functools.partial(processes.hang_before, STEP, 3)])
+    try:
+        killed = functools.partial(processes.signal_before, STEP, 3, signal.SIGKILL)
+        assert exit_code(ranks.start(run, 1, port, [killed])) == -signal.SIGKILL
+        patience = [functools.partial(ranks.wait_at_most, 2.0), functools.partial(processes.hang_at_most, 2.0)]
+        assert exit_code(ranks.start(run, 1, port, patience)) == ExitCode.HANG
+        assert "neither ends nor begins anew" in last_word(run, 1).message
+        assert first.is_alive()
+    finally:
+        first.kill()
+        first.join()
+
+
 def test_a_stop_while_waiting_for_the_others(tiny_bert: Path, tmp_path: Path) -> None:
     run = with_dropout(tmp_path, tiny_bert)
-    stop = functools.partial(processes.signal_before, "finetune_trainer.rendezvous:_wait", 2)
+    stop = functools.partial(processes.signal_before, "finetune_trainer.rendezvous:_is_over", 2)
     assert ranks.run_each([run], [stop]) == [ExitCode.STOPPED]
 
 

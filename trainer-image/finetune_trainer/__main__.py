@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,6 @@ if __name__ == "__main__":
     # A container's first process ignores a signal that it has no handler for, and what follows takes seconds to import.
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
 
-import torch
 from pydantic import ValidationError
 
 from finetune_api.exit_codes import ExitCode
@@ -24,13 +25,13 @@ from finetune_api.problems import printable, problems_of
 from finetune_api.run import Run, Termination
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.launch import End, end_with_launcher, launch, num_processes
+from finetune_trainer.out_of_memory import TRAINING_HINT, is_out_of_memory, words_of
 from finetune_trainer.progress import ProgressLog, write_termination
 from finetune_trainer.rendezvous import ALONE, Place, find_place
 from finetune_trainer.reporter import from_environment as reporter_of_environment
 from finetune_trainer.run import execute
 from finetune_trainer.stop import StopFlag
-
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "CUDA error: out of memory")
+from finetune_trainer.watchdog import HINT, Watchdog
 
 logger = logging.getLogger("finetune_trainer")
 
@@ -52,18 +53,26 @@ def main() -> int:
         termination = make_termination(ExitCode.SPEC_INVALID, f"{arguments.run}: {detail}")
         end = End(termination.exit_code, termination)
     else:
-        end = train(run, arguments.run, stop)
         last_word = last_word or str(Path(run.work_dir, "termination.json"))
-    if (said := end.termination) is not None:
-        if last_word:
-            write_termination(Path(last_word), said)
-        level = logging.INFO if said.exit_code in (ExitCode.COMPLETE, ExitCode.STOPPED) else logging.ERROR
-        logger.log(level, "%s: %s%s", said.reason, said.message, f" ({said.hint})" if said.hint else "")
+        end = train(run, arguments.run, stop, last_word)
+    if end.termination is not None:
+        say(end.termination, last_word)
     return end.code
 
 
-def train(run: Run, run_file: Path, stop: StopFlag) -> End:
-    """Train in this process, or in one for each of several GPUs, and say how it ended."""
+def say(last: Termination, place: str | None) -> None:
+    """Say the last word: in the file at that place, then in the log."""
+    if place:
+        write_termination(Path(place), last)
+    level = logging.INFO if last.exit_code in (ExitCode.COMPLETE, ExitCode.STOPPED) else logging.ERROR
+    logger.log(level, "%s: %s%s", last.reason, last.message, f" ({last.hint})" if last.hint else "")
+
+
+def train(run: Run, run_file: Path, stop: StopFlag, last_word: str) -> End:
+    """Train in this process, or in one for each of several GPUs, and say how it ended.
+
+    A process that hangs ends at once, and says so itself where the last word goes.
+    """
     try:
         place = find_place(run.spec.resources)
         if place.has_launcher:
@@ -73,12 +82,17 @@ def train(run: Run, run_file: Path, stop: StopFlag) -> End:
     except TrainerError as error:
         termination = make_termination(error.code, error.message, error.hint)
     else:
-        termination = run_to_termination(run, stop, place)
+        termination = run_to_termination(run, stop, place, say_hanging=lambda last: say(last, last_word))
     return End(termination.exit_code, termination)
 
 
-def run_to_termination(run: Run, stop: StopFlag, place: Place = ALONE) -> Termination:
-    """Execute a run and turn however it ends into the last word. Of several processes the first alone is not quiet."""
+def run_to_termination(
+    run: Run, stop: StopFlag, place: Place = ALONE, say_hanging: Callable[[Termination], None] | None = None
+) -> Termination:
+    """Execute a run and turn however it ends into the last word. Of several processes the first alone is not quiet.
+
+    With `say_hanging` a watchdog ends the process when it hangs; that is called before.
+    """
     is_first = place.rank == 0
     reporter = reporter_of_environment() if is_first else None
     progress = ProgressLog(
@@ -88,15 +102,20 @@ def run_to_termination(run: Run, stop: StopFlag, place: Place = ALONE) -> Termin
     if not is_first:
         logging.getLogger().setLevel(logging.WARNING)
     code, hint, result = ExitCode.COMPLETE, "", None
+    watchdog: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    if say_hanging is not None:
+        watchdog = Watchdog(
+            lambda what: say_hanging(make_termination(ExitCode.HANG, what, HINT, progress=progress.latest))
+        )
     try:
-        result = execute(run, progress, stop, place)
+        with watchdog:
+            result = execute(run, progress, stop, place)
         message = f"the model is in {run.spec.output.uri}"
     except TrainerError as error:
         code, message, hint = error.code, error.message, error.hint
     except Exception as error:
         if is_out_of_memory(error):
-            code, message = ExitCode.OUT_OF_MEMORY, str(error).partition("\n")[0] or "out of memory"
-            hint = "set training.microBatchSize lower (same result), lower data.maxLength, use adapters, or give more"
+            code, message, hint = ExitCode.OUT_OF_MEMORY, words_of(error), TRAINING_HINT
         else:
             logger.exception("a defect of the trainer")
             code, message = ExitCode.INTERNAL_ERROR, f"{type(error).__name__}: {error}"
@@ -110,13 +129,6 @@ def make_termination(code: ExitCode, message: str, hint: str = "", **known: Any)
     """The last word: one line, and what is longer than the contract allows is cut."""
     message, hint = printable(message)[:2048], printable(hint)[:512]
     return Termination(exit_code=code, reason=code.reason, message=message, hint=hint, **known)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out. On a CPU torch says so with a plain RuntimeError."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def quiet_libraries() -> None:

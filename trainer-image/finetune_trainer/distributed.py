@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from finetune_api.exit_codes import ExitCode
+from finetune_trainer import watchdog
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.stop import StopFlag
 
@@ -34,6 +35,8 @@ class Ranks(Protocol):
     """This process's number. The first, 0, is the only one that writes."""
     size: int
     """How many there are."""
+    patience_seconds: float | None
+    """How long the others wait for this one's answer; None when nobody waits."""
 
     def exchange(self, data: bytes) -> list[bytes]:
         """What every process gives, by rank. Raises TrainerError (PEER_LOST), as all that follow do."""
@@ -57,6 +60,7 @@ class OneProcess:
 
     rank = 0
     size = 1
+    patience_seconds: float | None = None
 
     def exchange(self, data: bytes) -> list[bytes]:
         return [data]
@@ -74,9 +78,10 @@ class OneProcess:
 class ManyProcesses:
     """The processes of torch's default process group. Messages go by gloo, weights and gradients too, or by NCCL."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience_seconds: float) -> None:
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
+        self.patience_seconds: float | None = patience_seconds
 
     def exchange(self, data: bytes) -> list[bytes]:
         own = torch.tensor([len(data)])
@@ -93,7 +98,7 @@ class ManyProcesses:
 
     def attend(self, work: Callable[[], T], stop: StopFlag) -> T:
         beats = _Beats(self, stop)
-        with beats:
+        with watchdog.doing(within=watchdog.LIMIT_SECONDS), beats:
             result = work()
         beats.check()
         return result
@@ -155,6 +160,8 @@ class _Beats:
             while True:
                 self._finished.wait(BEAT_SECONDS)
                 self._last = gather(self._ranks, {"stop": self._stop.is_set, **self._own})
+                if self._own:  # to wait for others that live is no silence
+                    watchdog.beat()
                 if any(status["stop"] for status in self._last):
                     self._stop.is_set = True
                 if any("error" in status for status in self._last) or all("done" in status for status in self._last):
@@ -186,13 +193,22 @@ def peer_lost(what: str) -> TrainerError:
 
 @contextmanager
 def peer_errors() -> Iterator[None]:
-    """Turn what the communication libraries raise into TrainerError (PEER_LOST)."""
+    """Turn what the communication libraries raise into TrainerError (PEER_LOST).
+
+    They have time limits of their own, so who waits in them is not the one that hangs.
+    """
     try:
-        yield
+        with watchdog.doing("waiting for the other processes", within=watchdog.LIMIT_SECONDS):
+            yield
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # gloo's have no type of their own
-        raise peer_lost(f"another process of the job is lost: {str(error).strip().splitlines()[0][:300]}") from None
+        raise peer_lost(f"another process of the job is lost: {first_line(error)}") from None
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the trace of C++ that follows."""
+    return str(error).strip().partition("\n")[0][:300]
 
 
 def gather(ranks: Ranks, value: Any) -> list[Any]:

@@ -6,7 +6,8 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -16,13 +17,18 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.v1alpha1.scheduling import ResourcesSpec
-from finetune_trainer.distributed import ManyProcesses, OneProcess, Ranks, peer_errors, peer_lost
+from finetune_trainer import watchdog
+from finetune_trainer.distributed import ManyProcesses, OneProcess, Ranks, first_line, peer_lost
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.stop import StopFlag
 
 WAIT_SECONDS = 600.0
 """For pods that start later, and for an answer in the midst of training."""
 _POLL_SECONDS = 0.5
+_FIRST_NUMBERS = 250_000
+"""Summed by all to begin with: 1 MB, because some networks lose large packets alone."""
+_MET = "met"
+"""The key of a store whose processes have begun: who comes now has been lost from among them."""
 _LOCAL_RANK, _RANK, _WORLD_SIZE = "LOCAL_RANK", "RANK", "WORLD_SIZE"
 
 
@@ -77,9 +83,10 @@ def find_place(resources: ResourcesSpec, environment: Mapping[str, str] = os.env
 
 
 def join(place: Place, device: torch.device, stop: StopFlag) -> Ranks:
-    """Meet the other processes. Raises TrainerError: STOPPED when asked to stop, and when others do not come PEER_LOST.
+    """Meet the other processes, and see that all reach each other.
 
-    The first raises NETWORK_UNAVAILABLE then, which counts as a try: a meeting that never comes about must have an end.
+    Raises TrainerError: STOPPED when asked to stop, and PEER_LOST when others do not come or cannot be reached. The
+    first raises NETWORK_UNAVAILABLE then, which counts as a try: a meeting that never comes about must have an end.
     """
     if place.size == 1:
         return OneProcess()
@@ -88,7 +95,7 @@ def join(place: Place, device: torch.device, stop: StopFlag) -> Ranks:
     if on_gpu:
         torch.cuda.set_device(device)
         os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # a lost peer is an error here, not the process's abort
-    with peer_errors():
+    with _meeting(place):
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
             store=PrefixStore("group", store),
@@ -96,8 +103,13 @@ def join(place: Place, device: torch.device, stop: StopFlag) -> Ranks:
             world_size=place.size,
             timeout=timedelta(seconds=WAIT_SECONDS),
         )
-        store.set("met", "")
-    return ManyProcesses()
+        # What connects only when it is first used shall fail here, where it counts.
+        for kind in ("cpu", "cuda") if on_gpu else ("cpu",):
+            dist.all_reduce(torch.ones(_FIRST_NUMBERS, device=kind))
+        if on_gpu:
+            torch.cuda.synchronize()
+        store.set(_MET, "")
+    return ManyProcesses(WAIT_SECONDS)
 
 
 def host_store(address: str, port: int) -> tuple[TCPStore, int]:
@@ -130,39 +142,76 @@ def _meet(place: Place, stop: StopFlag) -> Store:
         store, _ = host_store("", place.port)
     else:
         store = _connect(place, ends_at, stop)
-    with peer_errors():
+    with _meeting(place):
         store.set(names[place.rank], "")
         while not store.check(names):
-            _wait(ends_at, stop, place, f"of {place.size} processes, {_missing(store, names)} did not come")
+            if _is_over(ends_at, stop):
+                what = f"of {place.size} processes, {_missing(store, names)} did not come"
+                raise _not_met(place, f"{what} within {WAIT_SECONDS:g} seconds")
     return store
 
 
 def _connect(place: Place, ends_at: float, stop: StopFlag) -> TCPStore:
-    """The store, once it is there; not that of an attempt that is under way, which has lost the one before this."""
+    """The store, once it is there; not that of an attempt that is under way, which has lost the one before this.
+
+    Such an attempt ends by itself, as the watchdog ends a first process that hangs. Where even that fails, nobody else
+    is left to count it.
+    """
     while True:
+        is_there = False
         with contextlib.suppress(OSError):  # its name may not be known yet, nobody may listen yet
             # Asked this way, because the store's own attempts fill the log with the traces of C++.
             socket.create_connection((place.address, place.port), timeout=5).close()
+            is_there = True
             with contextlib.suppress(dist.DistError):
                 store = TCPStore(
                     place.address, place.port, wait_for_workers=False, timeout=timedelta(seconds=WAIT_SECONDS)
                 )
-                if not store.check(["met"]):
+                if not store.check([_MET]):
                     return store
-        _wait(ends_at, stop, place, f"the first process cannot be reached at {place.address}:{place.port}")
+        if is_there and _is_over(ends_at + watchdog.LIMIT_SECONDS, stop):
+            raise TrainerError(
+                ExitCode.HANG,
+                f"the first process, at {place.address}:{place.port}, neither ends nor begins anew with this one",
+                "delete its pod; if its node does not answer, with --force",
+            )
+        if not is_there and _is_over(ends_at, stop):
+            what = f"the first process cannot be reached at {place.address}:{place.port}"
+            raise _not_met(place, f"{what} within {WAIT_SECONDS:g} seconds")
 
 
 def _missing(store: Store, names: list[str]) -> str:
     return ", ".join(name.partition("/")[2] for name in names if not store.check([name]))
 
 
-def _wait(ends_at: float, stop: StopFlag, place: Place, what: str) -> None:
+def _is_over(ends_at: float, stop: StopFlag) -> bool:
+    """Wait a moment; whether that was the last. Raises TrainerError (STOPPED) when asked to stop."""
     if stop.is_set:
         raise TrainerError(ExitCode.STOPPED, "stopped while waiting for the other processes", "start the job again")
     if time.monotonic() > ends_at:
-        what = f"{what} within {WAIT_SECONDS:g} seconds"
-        if place.rank == 0:
-            hint = "see that all pods start (a queue starts them together), and that they find and reach each other"
-            raise TrainerError(ExitCode.NETWORK_UNAVAILABLE, what, hint)
-        raise peer_lost(what)
+        return True
     time.sleep(_POLL_SECONDS)
+    watchdog.beat()  # it ends by itself
+    return False
+
+
+@contextmanager
+def _meeting(place: Place) -> Iterator[None]:
+    """Turn what the communication libraries raise into TrainerError."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise _not_met(place, f"the processes do not reach each other: {first_line(error)}") from None
+
+
+def _not_met(place: Place, what: str) -> TrainerError:
+    if place.rank > 0:
+        return peer_lost(what)
+    return TrainerError(
+        ExitCode.NETWORK_UNAVAILABLE,
+        what,
+        "see that all pods start (a queue starts them together), and that NetworkPolicies let them reach each other on "
+        "every port: gloo and NCCL choose theirs; within a node, NCCL needs spec.resources.sharedMemory",
+    )

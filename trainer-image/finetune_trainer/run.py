@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -30,10 +31,13 @@ from finetune_trainer.judge import DIVERGENCE, RETENTION, RunState
 from finetune_trainer.loop import TrainingLoop
 from finetune_trainer.models import Loaded, model_files, num_parameters
 from finetune_trainer.progress import ProgressLog
+from finetune_trainer.remote import fetch as remote
+from finetune_trainer.remote import output as remote_output
 from finetune_trainer.rendezvous import ALONE, Place, join
 from finetune_trainer.stop import StopFlag
 from finetune_trainer.strategies import Tuning, prepare
 from finetune_trainer.tasks import Task, make_task
+from finetune_trainer.watchdog import doing
 
 _SEEN_SECONDS = 120.0
 """Network file systems show a new file late: NFS after a minute at most."""
@@ -42,23 +46,39 @@ _SEEN_SECONDS = 120.0
 def execute(run: Run, progress: ProgressLog, stop: StopFlag, place: Place = ALONE) -> Result | None:
     """Train and export a job's model; None where another process of the job exports it. Raises TrainerError."""
     refuse_unsupported(run)
-    target, work_dir = local_path(run.spec.output.uri, run, ExitCode.OUTPUT_REFUSED), Path(run.work_dir)
+    target, work_dir = output_directory(run), Path(run.work_dir)
     if place.size > 1 and (known := EndRecord(run).load()) is not None:
         result, last = known
         progress.ended(last)
         return result if place.rank == 0 else None
     device = devices.pick_device(run.spec.resources.gpus_per_node, place.local_rank)
-    ranks = join(place, device, stop)
+    with doing("meeting the other processes"):
+        ranks = join(place, device, stop)
     with ExitStack() as held:
+        held.enter_context(doing(within=ranks.patience_seconds))
 
         def take_place() -> None:
             check_target(target)
             held.enter_context(only_trainer_in(work_dir))
+            if remote_output.is_remote(run):
+                remote_output.check(run.spec.output.uri)
 
         distributed.only_first(ranks, take_place, stop)
         check_shared(ranks, work_dir, stop)
         note_resources(run, ranks, device, progress)
-        return train(run, target, ranks, device, progress, stop)
+        if remote.is_needed(run):
+            with doing("downloading the sources"):
+                downloads = distributed.first(ranks, lambda: remote.fetch(run, progress.note, stop), stop)
+            run = run.model_copy(update={"downloads": downloads})
+        with remote.named_by_uri(run.downloads):
+            return train(run, target, ranks, device, progress, stop)
+
+
+def output_directory(run: Run) -> Path:
+    """Where the model is written: what the output's URI names, or a place from where it is uploaded."""
+    if remote_output.is_remote(run):
+        return remote_output.directory(run)
+    return local_path(run.spec.output.uri, run, ExitCode.OUTPUT_REFUSED)
 
 
 def train(
@@ -71,10 +91,11 @@ def train(
         run = resolve(run.spec.strategy.auto, run, task, directory, device, progress, ranks, stop)
     loaded = ranks.attend(lambda: load(run, task), stop)
     # What one process writes meanwhile, such as a teacher's answers, the others read.
-    tuning = distributed.first_before_others(
-        ranks, lambda: prepare(run, task, loaded, directory, device, progress.note), stop
-    )
-    tuning.model.to(device)
+    with doing("preparing the training", on=device):
+        tuning = distributed.first_before_others(
+            ranks, lambda: prepare(run, task, loaded, directory, device, progress.note), stop
+        )
+        tuning.model.to(device)
     checkpoints = CheckpointStore(
         Path(run.work_dir, "checkpoints"),
         run.identity(),
@@ -82,15 +103,23 @@ def train(
         progress.note,
         inputs=same_inputs(ranks, ranks.attend(lambda: inputs_digest(task, directory, tuning), stop)),
     )
-    state = TrainingLoop(run.spec, task, tuning, checkpoints, progress, stop, device, ranks).run()
+    with doing("training", on=device):
+        state = TrainingLoop(run.spec, task, tuning, checkpoints, progress, stop, device, ranks).run()
     # The last checkpoint is saved; an export could outlast the grace period.
     if distributed.agree_on_any(ranks, stop.is_set):
         raise Stopped(state.step)
 
     def finish() -> Result:
         result = export_result(run, task, tuning, state, target, progress)
+        if remote_output.is_remote(run):
+            with doing("uploading the model"):
+                remote_output.upload(target, run.spec.output.uri, progress.note, stop)
+            shutil.rmtree(target, ignore_errors=True)
         if ranks.size > 1:
             end_record.save(result, progress.latest)
+        if run.downloads:
+            # Another process may still have them open.
+            shutil.rmtree(Path(run.work_dir, remote.FOLDER), ignore_errors=True)
         return result
 
     # The others stay until it is done: if it fails, all start again.
@@ -108,6 +137,7 @@ def note_resources(run: Run, ranks: Ranks, device: torch.device, progress: Progr
         progress.note(f"{asked} GPUs are asked for, but PyTorch finds {found}: training will take longer")
 
 
+@doing("reading the model and the data")
 def read(run: Run, progress: ProgressLog) -> tuple[Path, Task]:
     """The model's directory, and the data as a task. Raises TrainerError."""
     directory = model_directory(run.spec.model, run)
@@ -117,19 +147,26 @@ def read(run: Run, progress: ProgressLog) -> tuple[Path, Task]:
     return directory, task
 
 
+@doing("loading the model")
 def load(run: Run, task: Task) -> Loaded:
     """The model with the task's head. Raises TrainerError."""
     torch.manual_seed(run.spec.training.seed)  # new heads and adapters are drawn from it, the same in all processes
     return task.load_model()
 
 
+@doing("exporting the model")
 def export_result(run: Run, task: Task, tuning: Tuning, state: RunState, target: Path, progress: ProgressLog) -> Result:
     """Export the model with its card; what tuning did. Raises TrainerError."""
     result = make_result(run, task, tuning, state)
-    progress.note(f"exporting to {target}, reloading it in a fresh process and comparing")
+    where = run.spec.output.uri if remote_output.is_remote(run) else target
+    progress.note(f"exporting to {where}, reloading it in a fresh process and comparing")
     choice = progress.latest.choice
     digest = export(
-        target, tuning, task, lambda difference: model_card(run, result, task, tuning.loader, difference, choice)
+        target,
+        tuning,
+        task,
+        lambda difference: model_card(run, result, task, tuning.loader, difference, choice),
+        run.downloads,
     )
     return result.model_copy(update={"digest": digest})
 
@@ -140,6 +177,7 @@ def refuse_unsupported(run: Run) -> None:
         raise TrainerError(ExitCode.SPEC_INVALID, "; ".join(map(str, problems)))
 
 
+@doing("taking the digest of the model and the data")
 def inputs_digest(task: Task, model_directory: Path, tuning: Tuning) -> str:
     """A digest over what the URIs of the spec held: the rows as they are trained on, the model's files, the others.
 

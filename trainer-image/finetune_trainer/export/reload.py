@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,22 @@ class NotLoaded(Exception):
     """The exported model does not load, or not as the model that was trained; the message says how."""
 
 
-def compare(directory: Path, loader: str, model_class: str, inputs: dict[str, Any], expected: torch.Tensor) -> float:
+def compare(
+    directory: Path,
+    loader: str,
+    model_class: str,
+    inputs: dict[str, Any],
+    expected: torch.Tensor,
+    places: Mapping[str, str] | None = None,
+) -> float:
     """Largest absolute difference between expected logits and those of the model loaded from a directory.
 
-    `model_class` of transformers loads it, and `inputs` are its tokenizer's arguments.
+    `model_class` of transformers loads it, and `inputs` are its tokenizer's arguments. `places` says where a base model
+    lies whose name is not where.
     Raises NotLoaded with the process's last words when it cannot load the model, MemoryError when it was killed.
     """
+    from finetune_trainer import watchdog  # here, because the fresh process must know nothing of ours
+
     with tempfile.TemporaryDirectory() as scratch:
         request, answer = Path(scratch, "request.json"), Path(scratch, "logits.safetensors")
         request.write_text(
@@ -35,24 +46,27 @@ def compare(directory: Path, loader: str, model_class: str, inputs: dict[str, An
                     "model_class": model_class,
                     "inputs": inputs,
                     "answer": str(answer),
+                    "places": dict(places or {}),
                 }
             )
         )
-        done = subprocess.run(
+        process = subprocess.Popen(
             # -P keeps this file's folder off the path, so the process sees installed packages only.
             [sys.executable, "-P", __file__, str(request)],
-            capture_output=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             text=True,
-            check=False,
             # transformers copies an export's code before it runs it; home may be read-only, and is not ours to fill.
             # The base model is in the cache by now, so the hub need not be asked, nor told the token.
             env=os.environ | {"HF_MODULES_CACHE": scratch, "HF_HUB_OFFLINE": "1"},
             start_new_session=True,  # Ctrl-C is for the trainer, which ends well
         )
-        if done.returncode == -signal.SIGKILL:
+        with process, watchdog.child(process.pid):
+            said = process.communicate()[1]
+        if process.returncode == -signal.SIGKILL:
             raise MemoryError("out of memory: the process that reloads the exported model was killed")
-        if done.returncode:
-            raise NotLoaded(f"the exported model cannot be loaded: {done.stderr.strip()[-1000:]}")
+        if process.returncode:
+            raise NotLoaded(f"the exported model cannot be loaded: {said.strip()[-1000:]}")
         logits = load_file(answer)["logits"]
         if logits.shape != expected.shape:
             raise NotLoaded(f"the exported model gives logits {[*logits.shape]} instead of {[*expected.shape]}")
@@ -75,8 +89,9 @@ def _answer(request: dict[str, Any]) -> None:
         from peft import PeftConfig, PeftModel
 
         adapter = PeftConfig.from_pretrained(directory)
+        name = adapter.base_model_name_or_path
         base = model_class.from_pretrained(
-            adapter.base_model_name_or_path,
+            request["places"].get(name, name),
             revision=adapter.revision,
             config=AutoConfig.from_pretrained(directory),
             dtype=torch.float32,
