@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
+from finetune_api.problems import printable
 from finetune_api.v1alpha1.status import Progress
+from finetune_cli.text import say
 
 _PLAIN_INTERVAL_SECONDS = 5.0
 
@@ -65,7 +67,7 @@ class Board:
 def _make_bar(console: Console) -> Bar:
     return Bar(
         TextColumn("[bold]{task.description}"),
-        TextColumn("{task.fields[state]}"),
+        TextColumn("{task.fields[state]}", markup=False),  # a cluster's words, which may hold brackets
         BarColumn(),
         TextColumn("{task.fields[steps]}", justify="right"),
         TextColumn("loss {task.fields[loss]}"),
@@ -91,10 +93,10 @@ class _BarDisplay:
         self._bar.stop()
 
     def note(self, text: str) -> None:
-        self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(self._bar.console, text)
 
     def state(self, text: str, *, ended: bool = False) -> None:
-        self._bar.update(self._task, state=text)
+        self._bar.update(self._task, state=printable(text))
         if ended:
             if not self._is_measured:
                 self._bar.update(self._task, total=1)  # or the bar moves to and fro
@@ -131,7 +133,7 @@ class _LineDisplay:
         pass
 
     def note(self, text: str) -> None:
-        self._console.print(f"{self._name}: {text}", markup=False, highlight=False, soft_wrap=True)
+        say(self._console, f"{self._name}: {text}")
 
     def state(self, text: str, *, ended: bool = False) -> None:
         if text != self._state:

@@ -13,7 +13,7 @@ from finetune_cli.display import duration, number
 from finetune_cli.kubectl.advice import advice
 from finetune_cli.kubectl.cluster import Cluster, Object, event_time
 from finetune_cli.kubectl.facts import Facts, age, utc_now
-from finetune_cli.kubectl.text import add_row, say
+from finetune_cli.text import add_row, say
 from finetune_operator.plan.diagnosis import was_removed
 from finetune_operator.plan.snapshot import ObservedPod, observe_pod
 

@@ -9,7 +9,7 @@ from finetune_api.v1alpha1.status import Phase
 from finetune_cli.display import duration, number
 from finetune_cli.kubectl.cluster import Cluster
 from finetune_cli.kubectl.facts import Facts, age, utc_now
-from finetune_cli.kubectl.text import add_row, say
+from finetune_cli.text import add_row, say
 
 _ORDER = (Phase.RUNNING, Phase.PENDING, Phase.QUEUED, Phase.SUSPENDED, Phase.FAILED, Phase.COMPLETE)
 

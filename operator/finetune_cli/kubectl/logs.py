@@ -11,7 +11,7 @@ from rich.console import Console
 
 from finetune_cli.kubectl.cluster import Cluster, ClusterProblem, Object
 from finetune_cli.kubectl.facts import Facts
-from finetune_cli.kubectl.text import say
+from finetune_cli.text import say
 from finetune_operator.plan.snapshot import ObservedPod, observe_pod
 
 _POLL_SECONDS = 1.0

@@ -9,7 +9,7 @@ from finetune_cli.display import Board, Display
 from finetune_cli.kubectl.advice import advice
 from finetune_cli.kubectl.cluster import Change, Cluster
 from finetune_cli.kubectl.facts import Facts
-from finetune_cli.kubectl.text import say
+from finetune_cli.text import say
 
 
 class _Watched:
