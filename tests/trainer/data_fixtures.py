@@ -38,6 +38,7 @@ def run_on(
     *,
     model: Path = Path("/nowhere"),
     task: str = "TextClassification",
+    retention: Path | None = None,
     **data: Any,
 ) -> Run:
     """A run over files; `data` are further fields of spec.data."""
@@ -51,6 +52,7 @@ def run_on(
         # Only a teacher can make use of rows without labels.
         "strategy": {"distillation": _DISTILLATION} if "unlabeled" in data else {"full": {}},
         "output": {"uri": "file:///nowhere"},
+        "evaluation": {"retention": {"data": {"uri": f"file://{retention}"}}} if retention else {},
     }
     return Run.model_validate_json(json.dumps({"name": "job", "uid": "1", "spec": spec, "workDir": "/nowhere"}))
 

@@ -110,7 +110,7 @@ def test_where_nothing_fits_it_is_said_what_is_needed_and_what_is_there(facts: F
 
 def test_where_the_evaluation_is_what_does_not_fit_its_field_is_named() -> None:
     with pytest.raises(TrainerError, match="with 64 rows of up to 512 tokens at once in evaluation") as raised:
-        choose(with_memory(replace(GENERATOR, evaluation=replace(GENERATOR.evaluation, rows=64)), 60), ACCURACY)
+        choose(with_memory(replace(GENERATOR, evaluation=replace(GENERATOR.evaluation, rows=64)), 40), ACCURACY)
     assert raised.value.hint.startswith("set evaluation.batchSize or data.maxLength lower")
 
 

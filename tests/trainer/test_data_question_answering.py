@@ -187,6 +187,16 @@ class TestHoldingOut:
         found = load(Files(tmp_path, rows, None).run)
         assert (len(found.rows.train.rows), len(found.rows.evaluation.rows)) == (18, 2)
 
+    def test_retention_rows_come_back_to_no_side(self, tmp_path: Path) -> None:
+        """Contexts are put together from rows that were held out at first."""
+        earlier = write_jsonl(tmp_path / "earlier.jsonl", list(self.ROWS[::3]))
+        rows = load(Files(tmp_path, list(self.ROWS), None, retention=earlier).run).rows
+        assert rows.retention is not None
+        retained = {row.key() for row in rows.retention.rows}
+        assert len(retained) == 34
+        assert len(rows.train.rows) + len(rows.evaluation.rows) == 66
+        assert not retained & {row.key() for part in (rows.train, rows.evaluation) for row in part.rows}
+
     def test_replayed_rows_are_not_judged(self, tmp_path: Path) -> None:
         again = write_jsonl(tmp_path / "again.jsonl", list(self.ROWS))
         files = Files(tmp_path, list(self.ROWS), None, replay={"source": {"uri": f"file://{again}"}, "fraction": "0.5"})

@@ -248,6 +248,25 @@ class TestDuplicates:
         assert str(found.rows.reports()[0]).endswith("dropped 2: 2 also in the evaluation data (line 5, line 6)")
         assert len(found.rows.evaluation.rows) == 2
 
+    def test_retention_rows_are_not_trained_on(self, tmp_path: Path) -> None:
+        """Or the gate would be passed by what was learnt by heart."""
+        earlier = write_jsonl(tmp_path / "earlier.jsonl", labelled(("Bad ONE.", "neg"), ("old one", "pos")))
+        found = load(Files(tmp_path, USUAL, retention=earlier).run)
+        assert [row.text for row in found.rows.train.rows] == ["good one", "fine one", "poor one"]
+        assert str(found.rows.train.report).endswith(
+            "3 rows kept of 4 read; dropped 1: 1 also in the retention data (line 2)"
+        )
+        assert found.rows.retention is not None
+        assert len(found.rows.retention.rows) == 2
+        assert len(load(Files(tmp_path, USUAL, retention=earlier, deduplicate=False).run).rows.train.rows) == 4
+
+    def test_nothing_but_retention_rows(self, tmp_path: Path) -> None:
+        earlier = write_jsonl(tmp_path / "earlier.jsonl", USUAL)
+        files = Files(tmp_path, USUAL, None, retention=earlier)
+        assert "dropped 4: 4 also in the retention data (line 1, line 2, line 3, ...); no training rows are left (" in (
+            files.refused()
+        )
+
     def test_kept_when_asked(self, tmp_path: Path) -> None:
         found = load(Files(tmp_path, [*USUAL, *USUAL, *HELD], deduplicate=False).run)
         assert len(found.rows.train.rows) == 10

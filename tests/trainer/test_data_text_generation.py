@@ -121,6 +121,46 @@ class TestDropped:
         assert "1 repeated (line 3), 1 also in the evaluation data (line 2)" in str(found.train.report)
 
 
+class TestUnlabeledRowsThatAreJudged:
+    """They are compared by what is given: of an answer they know nothing, or another one."""
+
+    SYSTEM, GREETING = {"role": "system", "content": "be kind"}, {"role": "assistant", "content": "hello"}
+
+    def left(self, tmp_path: Path, judged: Any, unlabeled: list[Any]) -> list[str]:
+        """Where the rows stand that are kept, of those without labels."""
+        train = write_jsonl(tmp_path / "train.jsonl", [{"text": "something else"}])
+        held = write_jsonl(tmp_path / "held.jsonl", [judged])
+        more = write_jsonl(tmp_path / "more.jsonl", unlabeled)
+        found = load(generation(train, held, deduplicate=True, unlabeled={"uri": f"file://{more}"})).unlabeled
+        assert found is not None
+        dropped = len(unlabeled) - len(found.rows)
+        assert dropped == found.report.duplicate["also in the evaluation or retention data"]
+        return [row.place for row in found.rows]
+
+    def test_prompts(self, tmp_path: Path) -> None:
+        judged = {"prompt": "How old is the moon?", "completion": " Old."}
+        unlabeled = [{"prompt": "how old is the MOON"}, {"prompt": "how old is the sun"}]
+        assert self.left(tmp_path, judged, unlabeled) == ["line 2"]
+
+    def test_texts(self, tmp_path: Path) -> None:
+        assert self.left(tmp_path, {"text": "the film"}, [{"text": "the house"}, {"text": "the film."}]) == ["line 1"]
+
+    def test_chats(self, tmp_path: Path) -> None:
+        other = {"role": "assistant", "content": "another answer"}
+        unlabeled = [{"messages": part} for part in ([QUESTION], [MORE[0]], [QUESTION, other, *MORE])]
+        assert self.left(tmp_path, {"messages": CHAT}, unlabeled) == ["line 2"]
+
+    def test_a_greeting_is_no_answer(self, tmp_path: Path) -> None:
+        """Or all chats that begin with it would be one."""
+        start = [self.SYSTEM, self.GREETING]
+        unlabeled = [{"messages": part} for part in ([*start, QUESTION], [*start, MORE[0]], [self.SYSTEM, MORE[0]])]
+        assert self.left(tmp_path, {"messages": [*start, *CHAT]}, unlabeled) == ["line 2", "line 3"]
+
+    def test_chats_without_a_question_are_compared_as_a_whole(self, tmp_path: Path) -> None:
+        unlabeled = [{"messages": [self.GREETING]}, {"messages": [ANSWER]}]
+        assert self.left(tmp_path, {"messages": [self.GREETING]}, unlabeled) == ["line 2"]
+
+
 @pytest.mark.parametrize(
     ("messages", "words"),
     [

@@ -34,6 +34,7 @@ from trainer.distilling import (
 )
 from trainer.processes import run_trainer
 from trainer.runs import checkpoints, complete, end_state, events, finish, make_loop, notes, output, without_dropout
+from trainer.test_loop import scripted
 from trainer.tiny import FULL, make_model, make_run
 
 TERMS = {
@@ -153,6 +154,19 @@ class TestLearning:
         first, second = (sorted(row for rows in part for row in rows) for part in (seen[4:7], seen[7:]))
         assert first == second == list(range(24))
         assert seen[4:7] != seen[7:]
+
+    def test_what_the_first_stage_gives_is_never_the_best(self, base: Path, teacher: Path, tmp_path: Path) -> None:
+        """Its head has learnt nothing: it may be better by chance, and it may stand still for as long as it takes."""
+        run = student_run(
+            tmp_path,
+            base,
+            teacher,
+            {"feature": {}, "taskWeight": "0", "taskSteps": 6},
+            training={"maxSteps": 12},
+            evaluation={"everySteps": 2, "earlyStopping": {"patience": 2}},
+        )
+        state = scripted(make_loop(run), [0.5, 0.9, 0.8, 0.8, 0.3, 0.4, 0.35, 0.4]).run()
+        assert (state.step, state.best_step, state.stopped_early) == (12, 10, False)
 
     def test_second_stage_as_long_as_the_run(self, base: Path, teacher: Path, tmp_path: Path) -> None:
         termination = finish(

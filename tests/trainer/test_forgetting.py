@@ -13,8 +13,19 @@ from torch import Tensor
 from finetune_api.exit_codes import ExitCode
 from finetune_api.v1alpha1.training import Metric
 from finetune_trainer import forgetting
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.forgetting import BasePredictions
-from trainer.runs import complete, events, finish, interrupted, make_loop, notes, output, without_dropout
+from trainer.runs import (
+    checkpoints,
+    complete,
+    events,
+    finish,
+    interrupted,
+    make_loop,
+    notes,
+    output,
+    without_dropout,
+)
 from trainer.tiny import FULL, HOULSBY, make_rows, make_run, write_rows
 
 pytestmark = pytest.mark.usefixtures("unchecked_export")
@@ -195,6 +206,42 @@ def test_nothing_to_roll_back_to_fails(tiny_bert: Path, tmp_path: Path) -> None:
     settings = {"maxDrop": "0", "onForgetting": "RollBack"}
     termination = finish(retaining_run(tmp_path, tiny_bert, rows, retention=settings, training=LEARNT))
     assert termination.exit_code == ExitCode.FORGETTING
+
+
+def test_a_loss_on_the_retention_rows_that_is_no_number_ends_the_run(tiny_bert: Path, tmp_path: Path) -> None:
+    """The embedding of a word that only they have overflows: no weight and no other figure is NaN."""
+    run = retaining_run(
+        tmp_path,
+        tiny_bert,
+        [{"text": "z", "label": "good"}, {"text": "z film", "label": "bad"}],
+        retention={"maxDrop": "1"},
+        evaluation={"everySteps": 2},
+        training={"maxSteps": 6},
+        checkpoint={"everySteps": 2},
+    )
+    loop = make_loop(run)
+    step, embeddings = loop.optimizer.step, loop.model.get_input_embeddings()  # type: ignore[operator]
+
+    def step_and_break(*arguments: Any) -> Any:
+        step(*arguments)
+        if loop.state.step + 1 == 4:
+            with torch.no_grad():
+                embeddings.weight[loop.task.tokenizer.convert_tokens_to_ids("z")] = 3e38
+
+    loop.optimizer.step = step_and_break  # type: ignore[method-assign]
+    with pytest.raises(TrainerError, match="the evaluation retentionLoss is nan at step 4") as caught:
+        loop.run()
+    assert caught.value.code == ExitCode.NON_FINITE_LOSS
+    assert [path.name for path in checkpoints(run)] == ["step-00000002"]
+
+
+def test_a_divergence_that_is_no_number_ends_the_run(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forgetting.Comparison, "mean", lambda _: math.inf)
+    termination = finish(make_run(tmp_path, tiny_bert, FULL, training={"maxSteps": 2}))
+    assert termination.exit_code == ExitCode.NON_FINITE_LOSS
+    assert "the evaluation klToBase is inf at step 2" in termination.message
 
 
 def test_replayed_rows_are_the_share_asked_for(tiny_bert: Path, tmp_path: Path) -> None:

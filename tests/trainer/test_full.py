@@ -12,8 +12,10 @@ from torch import Tensor
 
 from finetune_trainer.loop import TrainingLoop
 from finetune_trainer.strategies.full import depths
-from trainer.runs import end_state, interrupted, make_loop, without_dropout
-from trainer.tiny import make_run
+from trainer.extraction import tagging_run
+from trainer.runs import complete, end_state, interrupted, make_loop, without_dropout
+from trainer.test_loop import scripted
+from trainer.tiny import make_model, make_run
 
 pytestmark = pytest.mark.usefixtures("unchecked_export")
 
@@ -73,6 +75,19 @@ def test_an_interrupted_run_thaws_on(tiny_bert: Path, tmp_path: Path) -> None:
     assert end_state(cut) == end_state(whole)
 
 
+def test_patience_is_not_tried_before_all_is_thawed(tiny_bert: Path, tmp_path: Path) -> None:
+    """The embeddings thaw before step 7; the best weights may be earlier ones all the same."""
+    run = make_run(
+        tmp_path,
+        tiny_bert,
+        full(gradualUnfreezing={"everySteps": 2}),
+        training={"maxSteps": 12},
+        evaluation={"everySteps": 2, "earlyStopping": {"patience": 1}},
+    )
+    state = scripted(make_loop(run), [0.5, 0.6, 0.5, 0.5, 0.5, 0.6]).run()
+    assert (state.step, state.best_step, state.stopped_early) == (8, 2, True)
+
+
 def test_distance_to_the_start_is_penalised(still_bert: Path, tmp_path: Path) -> None:
     """Loss and gradient at a moved model: those without the penalty, plus the penalty's written out here."""
     loops = [
@@ -113,3 +128,32 @@ def test_penalty_is_a_term_of_its_own(tiny_bert: Path, tmp_path: Path, monkeypat
     latest = loop.progress.latest
     assert latest.loss_terms.keys() == {"task", "penalty"}
     assert latest.loss_terms["penalty"] > 0
+
+
+HELD_WHILE_THAWING = full(gradualUnfreezing={"everySteps": 2}, l2ToStart="0.1")
+
+
+@pytest.mark.parametrize("kind", ["distilbert", "roberta", "electra"])
+def test_the_penalty_is_nothing_until_a_layer_of_the_body_thaws(tmp_path: Path, kind: str) -> None:
+    """Nothing of these bodies stands as high as the head, so for two steps the head alone is trained."""
+    model = make_model(tmp_path / "model", kind)
+    loop = make_loop(make_run(tmp_path / "run", model, HELD_WHILE_THAWING, training={"maxSteps": 6}))
+    loop.model.train()
+    penalties = []
+    for _ in range(5):
+        loop.train_step()
+        penalties.append(loop.progress.latest.loss_terms["penalty"])
+    assert penalties[:3] == [0, 0, 0]
+    assert min(penalties[3:]) > 0
+
+
+def test_tags_are_learnt_by_the_strategy_of_the_documentation(tiny_bert: Path, tmp_path: Path) -> None:
+    complete(tagging_run(tmp_path, tiny_bert, HELD_WHILE_THAWING, num_train=24, training={"maxSteps": 6}))
+
+
+def test_where_the_head_alone_is_trained_nothing_is_held(tmp_path: Path) -> None:
+    strategy = full(frozenLayers=2, l2ToStart="0.1")
+    model = make_model(tmp_path / "model", "distilbert")
+    loop = make_loop(make_run(tmp_path / "run", model, strategy, training={"maxSteps": 3}))
+    assert all(entry.is_head for entry in loop.tuning.trained.values())
+    assert loop.run().step == 3

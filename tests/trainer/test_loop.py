@@ -361,6 +361,21 @@ def test_early_stopping(
         assert f"the weights of step {best} are the result" in notes(run)[-1]
 
 
+def test_a_run_that_has_stopped_early_is_at_its_end(tiny_bert: Path, tmp_path: Path) -> None:
+    """Also when it is resumed to be exported: nothing is to go any more, and no step is planned."""
+    run = make_run(
+        tmp_path,
+        tiny_bert,
+        FULL,
+        training={"maxSteps": 10},
+        evaluation={"everySteps": 2, "earlyStopping": {"patience": 1}},
+    )
+    for loop in (scripted(make_loop(run), [0.5, 0.6, 0.5, 0.42]), make_loop(run)):
+        assert loop.run().stopped_early
+        latest = loop.progress.latest
+        assert (latest.step, latest.total_steps, latest.percent, latest.eta_seconds) == (4, 4, 100, 0)
+
+
 def test_lower_is_better_for_a_loss(tiny_bert: Path, tmp_path: Path) -> None:
     run = make_run(
         tmp_path,

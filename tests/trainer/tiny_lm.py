@@ -106,11 +106,10 @@ def make_lm(
 ) -> Path:
     """Write a tiny language model with random weights, without dropout, and its tokenizer."""
     tokenizer = tokenizer or make_tokenizer()
-    shape = _NO_DROPOUT | KINDS[kind] | settings
+    shape = {"vocab_size": len(tokenizer)} | _NO_DROPOUT | KINDS[kind] | settings
     config = AutoConfig.for_model(
         shape.pop("model_type", kind),
         **shape,
-        vocab_size=len(tokenizer),
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

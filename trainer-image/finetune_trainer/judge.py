@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.v1alpha1 import FineTuneJobSpec
@@ -19,6 +19,7 @@ from finetune_trainer.evaluation import evaluate
 from finetune_trainer.objective import Forward
 from finetune_trainer.progress import ProgressLog
 from finetune_trainer.stop import StopFlag
+from finetune_trainer.strategies import Tuning
 from finetune_trainer.tasks import Task
 
 RETENTION = "retention"
@@ -51,7 +52,7 @@ class Judge:
         self,
         spec: FineTuneJobSpec,
         task: Task,
-        model: nn.Module,
+        tuning: Tuning,
         forward: Forward,
         checkpoints: CheckpointStore,
         progress: ProgressLog,
@@ -60,8 +61,9 @@ class Judge:
     ) -> None:
         self.metric = spec.metric()
         self._spec = spec.evaluation
+        self._batch_size = spec.evaluation_batch_size()
         self._task = task
-        self._model = model
+        self._tuning = tuning
         self._forward = forward
         self._checkpoints = checkpoints
         self._progress = progress
@@ -72,7 +74,7 @@ class Judge:
     def evaluate_base(self, state: RunState) -> None:
         """Evaluate before training, and remember what the model says then. Raises EvaluationInterrupted."""
         base = forgetting.BasePredictions()
-        state.before = state.last = self._measure(state, base.record)
+        state.before = state.last = _finite(self._measure(base.record), state.step)
         self._checkpoints.save_base(base.tensors())
         self._base = base
         self._progress.evaluation("before", state.step, state.last, None)
@@ -82,16 +84,20 @@ class Judge:
         if self._base is None and (saved := self._checkpoints.load_base()) is not None:
             self._base = forgetting.BasePredictions.from_tensors(saved)
         comparison = self._base.comparison() if self._base is not None else None
-        state.last = self._measure(state, comparison.look if comparison else _look_away)
+        found = self._measure(comparison.look if comparison else _look_away)
         if comparison is not None:
-            state.last[DIVERGENCE] = comparison.mean()
+            found[DIVERGENCE] = comparison.mean()
+        state.last = _finite(found, state.step)
         self._progress.evaluation(when, state.step, state.last, self.forgotten(state))
 
     def decide(self, state: RunState, weights: Callable[[], dict[str, Tensor]], is_last: bool) -> None:
-        """Keep the weights when they are the best so far; stop when patience is out."""
+        """Keep the weights when they are the best so far; stop when patience is out.
+
+        Not before the stage of training whose weights may be the result; nor is patience tried before all is trained.
+        """
         stopping, retention = self._spec.early_stopping, self._spec.retention
         rolls_back = retention is not None and retention.on_forgetting == OnForgetting.ROLL_BACK
-        if stopping is None and not rolls_back:
+        if (stopping is None and not rolls_back) or state.step <= self._tuning.result_after:
             return
         value = state.last[self.metric]
         sign = 1 if self.metric.higher_is_better else -1
@@ -100,7 +106,7 @@ class Judge:
         if is_better and not self._forgets(state):
             state.best_value, state.best_step, state.evaluations_without_gain = value, state.step, 0
             self._checkpoints.save_best(state.step, weights())
-        elif stopping:
+        elif stopping and state.step > self._tuning.patience_after:
             state.evaluations_without_gain += 1
             state.stopped_early = not is_last and state.evaluations_without_gain >= stopping.patience
 
@@ -140,17 +146,23 @@ class Judge:
         forgotten, retention = self.forgotten(state), self._spec.retention
         return forgotten is not None and retention is not None and forgotten > retention.max_drop
 
-    def _measure(self, state: RunState, look: Callable[[Tensor], None]) -> dict[str, float]:
+    def _measure(self, look: Callable[[Tensor], None]) -> dict[str, float]:
         """The metrics on the evaluation rows, and on the retention rows under names of their own."""
-        size = self._spec.batch_size
-        arguments = (self._model, self._forward, self._task)
+        size = self._batch_size
+        arguments = (self._tuning.model, self._forward, self._task)
         metrics = evaluate(*arguments, self._task.evaluation, size, self._device, self._stop, look)
         if self._task.retention:
             kept = evaluate(*arguments, self._task.retention, size, self._device, self._stop)
             metrics |= {forgetting.name_of(RETENTION, name): value for name, value in kept.items()}
-        if not math.isfinite(metrics["loss"]):
-            raise non_finite(f"the evaluation loss is {metrics['loss']}", state.step)
         return metrics
+
+
+def _finite(metrics: dict[str, float], step: int) -> dict[str, float]:
+    """The metrics, if all of them are numbers that can be compared. Raises TrainerError."""
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise non_finite(f"the evaluation {name} is {value}", step)
+    return metrics
 
 
 def _look_away(logits_UC: Tensor) -> None:

@@ -29,6 +29,7 @@ from finetune_trainer.progress import ProgressLog
 from finetune_trainer.stop import StopFlag
 from finetune_trainer.strategies import Tuning
 from finetune_trainer.tasks import Task
+from finetune_trainer.watchdog import beat, doing
 
 DEFAULT_EPOCHS = 3
 
@@ -57,7 +58,7 @@ class TrainingLoop:
         self.device = device
         self.ranks = ranks or OneProcess()
         self.objective: Objective = tuning.objective or TaskLoss(task)
-        self.judge = Judge(spec, task, tuning.model, self.forward, checkpoints, progress, stop, device)
+        self.judge = Judge(spec, task, tuning, self.forward, checkpoints, progress, stop, device)
         self.learning_rate = spec.training.learning_rate or tuning.default_learning_rate
         self.optimizer = optim.make_optimizer(tuning.trained, spec.training, self.learning_rate)
         self.parameters = [entry.parameter for entry in tuning.trained.values()]
@@ -92,7 +93,9 @@ class TrainingLoop:
             if agree_on_any(self.ranks, self.stop.is_set):
                 self._save()
                 raise Stopped(self.state.step)
-            self.train_step()
+            with doing(f"training at step {self.state.step + 1}"):
+                self.train_step()
+        self.progress.finish(self.state.step)
         if (best := self.judge.best(self.state)) is not None:
             self._load_weights(best)
             self._evaluate("after")
@@ -118,8 +121,13 @@ class TrainingLoop:
             batch = self.task.collate([self.task.train[row] for row in part]).to(self.device)
             # Every part is divided by the units of the whole batch, so the sum does not depend on the split.
             _backward(self.objective.terms(self.forward, batch, part, examples, self.state.step), sums)
+            beat()
         if self.tuning.penalty is not None and self.ranks.rank == 0:
-            _backward({"penalty": self.tuning.penalty()}, sums)
+            penalty = self.tuning.penalty()
+            if penalty.requires_grad:
+                _backward({"penalty": penalty}, sums)
+            else:
+                sums["penalty"] = penalty
         self.ranks.sum_gradients(self.parameters)
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.spec.training.max_grad_norm)
         # One transfer for all; the loss is looked at before the update, so a bad one never reaches the weights.
@@ -169,7 +177,8 @@ class TrainingLoop:
                 return None
             return asdict(replace(self.state, evaluated_step=self.state.step))
 
-        found = first(self.ranks, evaluate, self.stop)
+        with doing(f"evaluating at step {self.state.step}"):
+            found = first(self.ranks, evaluate, self.stop)
         if found is None:
             # The step is saved without this evaluation; the resumed run makes it up before it goes on.
             self._save()
@@ -181,7 +190,8 @@ class TrainingLoop:
             self.judge.decide(self.state, self._weights, is_last=self.state.step == self.total_steps)
             return asdict(self.state)
 
-        self.state = RunState(**first(self.ranks, decide, self.stop))
+        with doing(f"judging step {self.state.step}"):
+            self.state = RunState(**first(self.ranks, decide, self.stop))
 
     def _is_done(self) -> bool:
         return self.state.stopped_early or self.state.step == self.total_steps
@@ -204,8 +214,11 @@ class TrainingLoop:
         return {name: entry.parameter.detach().contiguous() for name, entry in self.tuning.trained.items()}
 
     def _save(self) -> None:
-        if self._is_saved():
-            return
+        if not self._is_saved():
+            with doing(f"saving the checkpoint at step {self.state.step}"):
+                self._write()
+
+    def _write(self) -> None:
         weights = self._weights()
         if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
             raise non_finite("the update made weights that are not finite", self.state.step)
@@ -226,7 +239,7 @@ class TrainingLoop:
         step = first(self.ranks, self.checkpoints.newest_step, self.stop)
         if step is None:
             return False
-        checkpoint = self.checkpoints.load(step)
+        checkpoint = self.ranks.attend(lambda: self.checkpoints.load(step), self.stop)
         state = dict(checkpoint.state)
         self.sampler.load_state_dict(state.pop("sampler"))
         self.state = RunState(**state)

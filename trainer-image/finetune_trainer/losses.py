@@ -9,6 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+NUMBERS_AT_ONCE = 2**24
+"""So many numbers are worked on at once where no gradient is wanted: 64 MiB a copy.
+
+Copies of less than 32 MiB would go to the C library's heap, and what is kept between them would tear it to pieces.
+"""
+
+
+def in_parts(values_U: Tensor, num_classes: int) -> tuple[Tensor, ...]:
+    """Logits [U, C], or what else there is of their units, in parts that are small enough to be copied a few times.
+
+    The logits over a large vocabulary are by far the largest tensor of an evaluation.
+    """
+    return values_U.split(max(1, NUMBERS_AT_ONCE // max(1, num_classes)))
+
 
 def cross_entropy(logits_UC: Tensor, targets_U: Tensor, denominator: float) -> Tensor:
     """Sum of the labelled units' cross-entropies over `denominator` (for a mean: those of the whole batch), in float32.

@@ -124,6 +124,11 @@ class ProgressLog:
         self._append({"event": "evaluation", "when": when, "step": step, "metrics": finite})
         self._append_progress()
 
+    def finish(self, step: int) -> None:
+        """Training has come to its end; where that is before the last step that was planned, no more are."""
+        self._update(step=step, total_steps=step, percent=100, eta_seconds=0)
+        self._append_progress()
+
     def checkpoint(self, step: int) -> None:
         """A checkpoint is saved."""
         self._update(last_checkpoint=CheckpointStatus(step=step, time=_now()))

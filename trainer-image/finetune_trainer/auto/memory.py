@@ -6,6 +6,7 @@ Legend: P parameters of the model, T trained ones, s tokens of a row, b rows, h 
 from __future__ import annotations
 
 from finetune_trainer.auto.facts import Facts, Load
+from finetune_trainer.losses import NUMBERS_AT_ONCE
 
 _FLOAT = 4
 _STATE = 12
@@ -14,8 +15,10 @@ _COPY_OF_MOMENTS = 8
 """Of each trained parameter: what a checkpoint is written from."""
 _TRAINING_LOGITS = 16
 """Of each logit: as computed, as log-probability, and the gradients of both, in float32."""
-_EVALUATION_LOGITS = 12
-"""Of each logit: as computed, and as log-probability, once for the loss and once for the divergence."""
+_EVALUATION_LOGITS = 4
+"""Of each logit, as computed."""
+_LOGITS_AT_WORK = 8
+"""Of each logit of a part that is worked on: as log-probability, once for the loss and once for the divergence."""
 
 
 def full_tuning_bytes(facts: Facts) -> int:
@@ -48,7 +51,9 @@ def _training_bytes(facts: Facts) -> int:
 
 
 def _evaluation_bytes(facts: Facts) -> int:
-    return _layer_bytes(facts, facts.evaluation) + _EVALUATION_LOGITS * _logits(facts, facts.evaluation)
+    logits = _logits(facts, facts.evaluation)
+    at_work = _LOGITS_AT_WORK * min(logits, NUMBERS_AT_ONCE)
+    return _layer_bytes(facts, facts.evaluation) + _EVALUATION_LOGITS * logits + at_work
 
 
 def _layer_bytes(facts: Facts, load: Load) -> int:

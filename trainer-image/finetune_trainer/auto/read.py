@@ -46,7 +46,7 @@ def read_facts(run: Run, task: Task, directory: Path, device: torch.device, num_
         has_retention=spec.evaluation.retention is not None,
         model=_model_facts(model, task, spec.task),
         training=_load(task, task.train, min(share, spec.training.micro_batch_size or share)),
-        evaluation=_load(task, task.evaluation, spec.evaluation.batch_size),
+        evaluation=_load(task, task.evaluation, spec.evaluation_batch_size()),
         device=Device(
             memory=memory_there(device),
             activation_bytes=_activation_bytes(run, device),

@@ -12,7 +12,7 @@ from finetune_api.run import Run
 from finetune_api.v1alpha1.sources import Columns, DataSource
 from finetune_trainer.data.formats import Row
 from finetune_trainer.data.report import DataReport
-from finetune_trainer.data.selection import UsableRow, hold_out, without_repeats, without_those_in
+from finetune_trainer.data.selection import UsableRow, hold_out, key_of, without_repeats, without_those_in
 from finetune_trainer.data.sources import EVALUATION_SPLITS, TRAIN_SPLITS, read_rows
 from finetune_trainer.errors import TrainerError
 
@@ -51,35 +51,47 @@ class Rows(Generic[RowT]):
         return list({id(part.report): part.report for part in parts if part is not None}.values())
 
 
-def load(run: Run, check: Check[RowT]) -> Rows[RowT]:
-    """Read, check, de-duplicate and split the rows of a job. Raises TrainerError."""
+def load(run: Run, check: Check[RowT], given: Callable[[RowT], str] = key_of) -> Rows[RowT]:
+    """Read, check, de-duplicate and split the rows of a job. Raises TrainerError.
+
+    `given` tells what of a row is there without its label, by which rows without one are compared.
+    """
     data, retention_spec = run.spec.data, run.spec.evaluation.retention
+
+    def read_judged(source: DataSource) -> Part[RowT]:
+        return _read(source, run, EVALUATION_SPLITS, check, True)  # repeats are a part of what is judged
 
     def read(source: DataSource, splits: tuple[str, ...], is_labelled: bool = True) -> Part[RowT]:
         part = _read(source, run, splits, check, is_labelled)
         return Part(without_repeats(part.rows, part.report), part.report) if data.deduplicate else part
 
-    def drop(part: Part[RowT], others: Sequence[RowT], reason: str) -> Part[RowT]:
-        return Part(without_those_in(part.rows, others, reason, part.report), part.report) if data.deduplicate else part
+    def drop(
+        part: Part[RowT], others: Sequence[RowT], where: str, text_of: Callable[[RowT], str] = key_of
+    ) -> Part[RowT]:
+        if not data.deduplicate:
+            return part
+        return Part(without_those_in(part.rows, others, f"also in the {where} data", part.report, text_of), part.report)
 
     train = read(data.train, TRAIN_SPLITS)
-    if data.evaluation is not None:
-        evaluation = _read(data.evaluation, run, EVALUATION_SPLITS, check, True)  # repeats are a part of what is judged
-        train = drop(train, evaluation.rows, "also in the evaluation data")
-    else:
-        train, evaluation = _held_out(train, data.split_fraction or DEFAULT_SPLIT_FRACTION, run.spec.training.seed)
+    evaluation = read_judged(data.evaluation) if data.evaluation else None
+    retention = read_judged(retention_spec.data) if retention_spec else None
+    if evaluation is not None:
+        train = drop(train, evaluation.rows, "evaluation")
+    if retention is not None:  # before rows are held out, because a task may give some of those back
+        train = drop(train, retention.rows, "retention")
     if not train.rows:
         raise TrainerError(ExitCode.DATA_INVALID, f"{train.report}; no training rows are left", "give other rows")
-    retention = _read(retention_spec.data, run, EVALUATION_SPLITS, check, True) if retention_spec else None
+    if evaluation is None:
+        train, evaluation = _held_out(train, data.split_fraction or DEFAULT_SPLIT_FRACTION, run.spec.training.seed)
     judged = [*evaluation.rows, *(retention.rows if retention else ())]
     replay = unlabeled = None
     if data.replay is not None:
-        replay = drop(read(data.replay.source, TRAIN_SPLITS), judged, "also in the evaluation or retention data")
+        replay = drop(read(data.replay.source, TRAIN_SPLITS), judged, "evaluation or retention")
         wanted = round(len(train.rows) * data.replay.fraction / (1 - data.replay.fraction))
         replay = Part(_drawn(replay, max(1, wanted), run.spec.training.seed), replay.report)
     if data.unlabeled is not None:
-        unlabeled = drop(read(data.unlabeled, TRAIN_SPLITS, False), judged, "also in the evaluation or retention data")
-        unlabeled = drop(unlabeled, train.rows, "also in the training data")
+        unlabeled = drop(read(data.unlabeled, TRAIN_SPLITS, False), judged, "evaluation or retention", given)
+        unlabeled = drop(unlabeled, train.rows, "training", given)
     rows = Rows(train, evaluation, replay, retention, unlabeled)
     for part in (train, evaluation, replay, retention, unlabeled):
         if part is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeVar
 
 from finetune_trainer.data.report import DataReport
@@ -27,6 +27,11 @@ class UsableRow(Protocol):
 
 
 RowT = TypeVar("RowT", bound=UsableRow)
+
+
+def key_of(row: UsableRow) -> str:
+    """The text as it counts for duplicates."""
+    return row.key()
 
 
 class _WithoutPunctuation(dict[int, int]):
@@ -89,12 +94,18 @@ def without_repeats(rows: Iterable[RowT], report: DataReport) -> list[RowT]:
     return kept
 
 
-def without_those_in(rows: Iterable[RowT], others: Iterable[UsableRow], reason: str, report: DataReport) -> list[RowT]:
+def without_those_in(
+    rows: Iterable[RowT],
+    others: Iterable[RowT],
+    reason: str,
+    report: DataReport,
+    text_of: Callable[[RowT], str] = key_of,
+) -> list[RowT]:
     """The rows whose text is not among the others; `reason` says where it is."""
-    held = {row.key() for row in others}
+    held = {text_of(row) for row in others}
     kept = []
     for row in rows:
-        if row.key() in held:
+        if text_of(row) in held:
             report.drop_duplicate(reason, row.place)
         else:
             kept.append(row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from finetune_trainer.data.selection import normalise
 from finetune_trainer.errors import TrainerError
 
 ASSISTANT = "assistant"
+_INSTRUCTING = ("system", "developer")
 _FORMS = {"text": ("text",), "prompt and completion": ("prompt", "completion"), "messages": ("messages",)}
 _SHOWN = 10
 
@@ -33,6 +35,10 @@ class PlainText:
         """The text as it counts for duplicates: without regard to case, punctuation and spaces."""
         return normalise(self.text)
 
+    def given(self) -> str:
+        """All of it: nothing in it is an answer."""
+        return self.key()
+
 
 @dataclass(frozen=True, slots=True)
 class PromptCompletion:
@@ -47,6 +53,10 @@ class PromptCompletion:
         """Both texts as they count for duplicates."""
         return normalise(self.prompt) + "\n" + normalise(self.completion or "")
 
+    def given(self) -> str:
+        """The prompt."""
+        return normalise(self.prompt)
+
 
 @dataclass(frozen=True, slots=True)
 class Chat:
@@ -58,7 +68,20 @@ class Chat:
 
     def key(self) -> str:
         """All messages as they count for duplicates."""
-        return "\n".join(normalise(f"{message['role']} {message.get('content') or ''}") for message in self.messages)
+        return _key(self.messages)
+
+    def given(self) -> str:
+        """What the first answer follows: the messages before the assistant's first one to somebody's question."""
+        is_asked = False
+        for number, message in enumerate(self.messages):
+            if is_asked and message["role"] == ASSISTANT:
+                return _key(self.messages[:number])
+            is_asked = is_asked or message["role"] not in (ASSISTANT, *_INSTRUCTING)
+        return self.key()
+
+
+def _key(messages: Sequence[dict[str, Any]]) -> str:
+    return "\n".join(normalise(f"{message['role']} {message.get('content') or ''}") for message in messages)
 
 
 GenerationRow = PlainText | PromptCompletion | Chat
@@ -73,7 +96,7 @@ def load(run: Run) -> Rows[GenerationRow]:
             f"spec.data.columns: names columns of {' and of '.join(given)}",
             "a job learns from one form of rows; leave the others out",
         )
-    return load_rows(run, _check)
+    return load_rows(run, _check, lambda row: row.given())
 
 
 def _check(row: Row, columns: Columns, report: DataReport, is_labelled: bool) -> GenerationRow | None:

@@ -25,6 +25,8 @@ from finetune_trainer import storage
 from finetune_trainer.batching import NO_UNIT, Example
 from finetune_trainer.distillation.response import TopLogits, top_logits
 from finetune_trainer.distillation.teacher import Teacher
+from finetune_trainer.out_of_memory import evaluating
+from finetune_trainer.watchdog import beat
 
 PART_ROWS = 4096
 _FILE = "answers.safetensors"
@@ -108,12 +110,14 @@ def _ask(teacher: Teacher, examples: Sequence[Example], asking: Asking) -> dict[
         rows = order[start : start + asking.batch_size]
         chosen = [examples[row] for row in rows]
         batch = teacher.task.collate(chosen).to(asking.device)
-        with asking.autocast():
-            output = teacher.output(batch)
-        # Units come in the order of their examples, whatever the task.
-        units_of_rows = teacher.unit_logits(output, batch).float().split([num_units(one) for one in chosen])
-        for row, example, units_UC in zip(rows, chosen, units_of_rows, strict=True):
-            found[row] = _kept(units_UC, example, asking)
+        with evaluating(asking.batch_size):
+            with asking.autocast():
+                output = teacher.output(batch)
+            # Units come in the order of their examples, whatever the task.
+            units_of_rows = teacher.unit_logits(output, batch).split([num_units(one) for one in chosen])
+            for row, example, units_UC in zip(rows, chosen, units_of_rows, strict=True):
+                found[row] = _kept(units_UC.float(), example, asking)
+        beat()
     names = ("logits",) if asking.top_k is None else ("values", "classes", "rest")
     answers = [found[row] for row in range(len(examples))]
     tensors = {name: torch.cat([one[number] for one in answers]) for number, name in enumerate(names)}

@@ -32,11 +32,15 @@ class Tuning:
     objective: Objective | None = None
     """What is minimised in place of the task's loss."""
     penalty: Callable[[], Tensor] | None = None
-    """What is added to the loss once a step."""
+    """What is added to the loss once a step; it has no gradient while nothing that it is on is trained."""
     before_step: Callable[[int], None] | None = None
     """Called before each step with the number of steps done; must depend on that alone, or a resumed run differs."""
     choose_rows: Callable[[int, list[int]], list[int]] | None = None
     """Takes the number of steps done and the next batch's rows, and by those alone gives the rows to train on."""
+    result_after: int = 0
+    """No weights of this step or an earlier one may be the result: they are those of a stage that leads up to it."""
+    patience_after: int = 0
+    """Early stopping counts no evaluation up to this step: not all is trained by then that is to be."""
     inputs: str = ""
     """A digest of what was read besides the model and the data; checkpoints of other inputs are not used."""
 

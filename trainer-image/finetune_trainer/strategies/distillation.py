@@ -82,6 +82,7 @@ def prepare_distillation(
         "transformers",
         objective=objective,
         choose_rows=_labelled_rows(run, task, num_steps) if strategy.task_steps else None,
+        result_after=num_steps if strategy.task_steps else 0,
         inputs=teacher.digest,
     )
 
@@ -152,7 +153,7 @@ def _known_answers(
     if is_large and response.top_k is None:
         return None
     asking = Asking(
-        batch_size=run.spec.evaluation.batch_size,
+        batch_size=run.spec.evaluation_batch_size(),
         device=device,
         precision=training.precision,
         autocast=functools.partial(devices.autocast, training.precision, device),

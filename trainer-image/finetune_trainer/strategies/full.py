@@ -55,23 +55,28 @@ def prepare_full(strategy: FullStrategy, task: Task, loaded: Loaded) -> Tuning:
         "transformers",
         penalty=_distance(strategy.l2_to_start, trained) if strategy.l2_to_start else None,
         before_step=_thawing(strategy.gradual_unfreezing, trained, depth) if strategy.gradual_unfreezing else None,
+        patience_after=_last_thaw(strategy.gradual_unfreezing, trained, depth) if strategy.gradual_unfreezing else 0,
     )
 
 
-def _distance(weight: float, trained: Mapping[str, Trained]) -> Callable[[], Tensor]:
+def _distance(weight: float, trained: Mapping[str, Trained]) -> Callable[[], Tensor] | None:
     """Squared distance of the trained body to its pretrained weights (L2-SP: Li et al. 2018, arXiv 1802.01483, eq. 2).
 
-    The paper's factor alpha / 2 is `weight`. New heads have no start worth keeping.
+    The paper's factor alpha / 2 is `weight`. New heads have no start worth keeping; None where nothing else is trained.
     """
     body = {name: entry.parameter for name, entry in trained.items() if not entry.is_head}
     start = {name: parameter.detach().clone() for name, parameter in body.items()}
 
-    def distance() -> Tensor:
+    def part(name: str, parameter: nn.Parameter) -> Tensor:
+        if not parameter.requires_grad:  # not thawed yet, so it is where it was
+            return parameter.new_zeros(())
         # The model may have moved to a device since.
-        parts = [(parameter - start[name].to(parameter.device)).square().sum() for name, parameter in body.items()]
-        return weight * torch.stack(parts).sum()
+        return (parameter - start[name].to(parameter.device)).square().sum()
 
-    return distance
+    def distance() -> Tensor:
+        return weight * torch.stack([part(name, parameter) for name, parameter in body.items()]).sum()
+
+    return distance if body else None
 
 
 def _thawing(
@@ -89,6 +94,11 @@ def _thawing(
             entry.parameter.requires_grad_(depth[name] >= lowest)
 
     return thaw
+
+
+def _last_thaw(spec: GradualUnfreezing, trained: Mapping[str, Trained], depth: Mapping[str, int]) -> int:
+    """The step before which the lowest of the trained layers thaws."""
+    return spec.every_steps * (max(depth.values()) - min(depth[name] for name in trained))
 
 
 def depths(model: nn.Module, head: frozenset[str]) -> dict[str, int]:
