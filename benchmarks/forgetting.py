@@ -42,6 +42,12 @@ SECOND: dict[str, dict[str, Any]] = {
     "bottleneck": {"strategy": {"adapter": {"type": "Bottleneck"}}, "learningRate": "2e-3"},
     "LoRA": {"strategy": {"adapter": {"type": "LoRA"}}, "learningRate": "1e-3"},
     "prompt": {"strategy": {"promptTuning": {}}},
+    "prefix": {"strategy": {"promptTuning": {"type": "Prefix"}}},
+    # The model before is its own successor's teacher, on the new texts alone (Li and Hoiem 2016).
+    "distillation from itself": {
+        "strategy": {"distillation": {"teacher": {"uri": "pvc://made/first"}, "response": {}, "taskWeight": "1"}},
+        "learningRate": "1e-4",
+    },
 }
 
 

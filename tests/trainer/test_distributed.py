@@ -32,7 +32,8 @@ LONG_EVALUATION = functools.partial(ranks.slow_batches, 2, 2.5)
 """The second evaluation, that of step 3, takes 15 seconds."""
 EVALUATION = 6
 """How often the second process has waited for the first when that evaluation begins."""
-PROMPT_SECONDS = 30
+PROMPT_SECONDS = 120
+"""Far from the patience of ten minutes; the first processes of a busy machine take half a minute to start."""
 PENALISED: dict[str, Any] = {"full": {"l2ToStart": "0.01", "gradualUnfreezing": {"everySteps": 3}}}
 # 17 rows in batches of 8: the last batch is a single row, so that all processes but one have none.
 SHORT: dict[str, Any] = {
