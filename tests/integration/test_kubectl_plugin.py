@@ -131,7 +131,13 @@ def test_watch_follows_a_job_to_its_end_and_result_says_what_it_did(
     assert said.splitlines()[-1] == "tuned: Complete"
     done = finetune("result", "tuned")
     assert done.returncode == 0, done.stderr
-    for part in ("0.5000", "0.7500", "+0.2500", "10 of 100 parameters", 'directory = "/models/tuned"'):
+    for part in (
+        "0.5000",
+        "0.7500",
+        "+0.2500",
+        "10 of 100 parameters",
+        "aws s3 cp --recursive s3://models/tuned tuned",
+    ):
         assert part in done.stdout
     assert "Complete" in finetune("list").stdout
 
