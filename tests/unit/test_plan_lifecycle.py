@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from finetune_api.exit_codes import ExitCode
 from finetune_operator.plan.plan import Plan
 from plan_builders import (
     CHILD_UID,
@@ -362,3 +363,25 @@ def test_a_running_job_is_not_deleted_whatever_its_time_to_live() -> None:
     running = plan_of(make_job(), make_child(), make_pod().running())
     job = make_job().spec(ttlSecondsAfterFinished=0).status(running.status)
     assert not plan_of(job, make_child(), make_pod().running(), now=at(10**6)).delete_self
+
+
+WROTE_TOO_MUCH = 'Usage of EmptyDir volume "scratch" exceeds the limit "50Gi". '
+
+
+def test_a_job_that_exceeds_its_storage_at_every_try_ends_though_its_trainers_stop_in_time() -> None:
+    """The Job counts none of them: each says that it was asked to stop."""
+    tries = [make_pod(number).evicted(WROTE_TOO_MUCH, ExitCode.STOPPED) for number in range(3)]
+    job = make_job().spec(backoffLimit=2)
+    again = plan_of(job, make_child(), *tries[:2], make_pod(2).running())
+    assert conditions_of(again.status)["Failed"][0] == "False"
+    assert again.delete_child is None
+    plan = plan_of(job, make_child(), *tries, make_pod(3))
+    assert conditions_of(plan.status)["Failed"] == ("True", "StorageFull")
+    assert "spec.resources.ephemeralStorage" in message_of(plan.status, "Failed")
+    assert plan.delete_child == CHILD_UID
+
+
+def test_a_last_try_that_was_killed_for_its_storage_is_left_to_the_job_to_count() -> None:
+    plan = plan_of(make_job().spec(backoffLimit=0), make_child(), make_pod().evicted(WROTE_TOO_MUCH))
+    assert plan.delete_child is None
+    assert conditions_of(plan.status)["Failed"][0] == "False"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,6 +64,18 @@ def why_failed(child: ObservedJob, pods: Sequence[ObservedPod]) -> Diagnosis:
         return Diagnosis("DeadlineExceeded", "the job ran longer than spec.activeDeadlineSeconds")
     told = Diagnosis(child.failed_reason or "JobFailed", child.failed_message or "the Job failed")
     return _why_pods_failed(pods) or told
+
+
+def evicted_too_often(pods: Sequence[ObservedPod], limit: int) -> Diagnosis | None:
+    """Why a job ends that exceeds its storage at every try, though its Job does not count them.
+
+    A trainer that saves and stops within the second that the kubelet gives it ends as one that was asked to.
+    """
+    evicted = [pod for pod in pods if exceeded_its_storage(pod)]
+    if not evicted or evicted[-1].exit_code != ExitCode.STOPPED:
+        return None  # the Job has counted the last one
+    each = Counter(pod.index for pod in evicted)
+    return _why_pod_failed(evicted[-1]) if max(each.values()) > limit else None
 
 
 def failed_for_good(pod: ObservedPod) -> bool:

@@ -16,6 +16,7 @@ from finetune_api.v1alpha1.status import FineTuneJobStatus, Phase
 from finetune_operator.plan.builders.claim import build_claim
 from finetune_operator.plan.builders.job import build_job
 from finetune_operator.plan.builders.service import build_service
+from finetune_operator.plan.diagnosis import evicted_too_often
 from finetune_operator.plan.events import Event, events_between
 from finetune_operator.plan.run import make_run
 from finetune_operator.plan.settings import PodSettings
@@ -75,6 +76,10 @@ def make_plan(snapshot: Snapshot, settings: PodSettings, now: datetime) -> Plan:
         message = f"a Job named {job.name} exists that is not this FineTuneJob's; delete it, or use another name"
         seen = Observation(Phase.PENDING, NAME_TAKEN, message)
         return _with_status(snapshot, earlier, seen, spec.strategy.name, now, requeue_after=RETRY_NAME_TAKEN)
+    if child is not None and not child.has_ended and (cause := evicted_too_often(snapshot.pods, spec.backoff_limit)):
+        seen = Observation(Phase.FAILED, cause.reason, cause.message)
+        stop = None if child.being_deleted else child.uid
+        return _with_status(snapshot, earlier, seen, spec.strategy.name, now, delete_child=stop)
     seen = observe_phase(snapshot, spec, now)
     waits = (wait_for_last_words(snapshot, now), held_back(snapshot, earlier.progress, now))
     has_more = seen.phase not in (Phase.COMPLETE, Phase.FAILED)
