@@ -31,6 +31,7 @@ func main() {
 		RootUserSecret:    os.Getenv("ROOT_SECRET_KEY"),
 		Ports:             []string{os.Args[1]},
 		IAMDir:            os.Args[4],
+		IAMCacheDisable:   true, // at intervals of 0 seconds, which is the default here, its accounts are looked through without end
 		KeepAlive:         true,
 		MaxConnections:    1000,
 		MaxRequests:       1000,
