@@ -57,6 +57,7 @@ FOREIGN_KINDS = {
         "cert-manager.io",
         fields(
             secretName=TEXT,
+            privateKey=fields(algorithm={**TEXT, "enum": ["RSA", "ECDSA", "Ed25519"]}, size={"type": "integer"}),
             duration=TEXT,
             renewBefore=TEXT,
             dnsNames=array(TEXT),
