@@ -109,8 +109,20 @@ _UNHEARD = Trouble(
 )
 
 
+# Of each node an earlier try that failed is heard of, and nothing of the last, when the Job's end is.
+_SOON = (0.01,)
+_EARLIER_TRIES = Trouble(
+    deliveries=[_SOON, (), _SOON, _SOON, (), _SOON, _SOON, _SOON, _SOON, (), _SOON, _SOON],
+    answers=["slow", "slow"],
+    restarts=[],
+    changes_of_mind=[(120, True), (78, False), (125, False)],
+    starts_suspended=True,
+)
+
+
 @settings(max_examples=60, deadline=None)
 @example(["evicted"], _UNHEARD)
+@example(["by-turns", "two-nodes"], _EARLIER_TRIES)
 @given(_CAST, _TROUBLES)
 def test_any_order_and_any_loss_ends_in_the_same_state(cast: list[str], trouble: Trouble) -> None:
     rest = simulate(tuple(cast), trouble)

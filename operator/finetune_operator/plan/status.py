@@ -71,12 +71,17 @@ def wait_for_last_words(snapshot: Snapshot, now: datetime) -> timedelta | None:
 
 
 def ends_unheard(snapshot: Snapshot, now: datetime) -> bool:
-    """Whether the end is about to be written though no last word was seen: the watch of pods may be behind."""
+    """Whether the end is about to be written though the watch of pods may be behind.
+
+    It is when no last word was seen. Of a failure it may be even then: what was seen may be an earlier try.
+    """
     child = snapshot.child
     if child is None or not child.has_ended or child.owner_uid != snapshot.job.uid:
         return False
     is_written = snapshot.job.status.get("completionTime") is not None
-    return not is_written and not _has_last_words(child, snapshot.pods) and wait_for_last_words(snapshot, now) is None
+    if is_written or wait_for_last_words(snapshot, now) is not None:
+        return False
+    return not child.complete or not _has_last_words(child, snapshot.pods)
 
 
 def make_status(
