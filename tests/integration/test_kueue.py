@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -91,6 +92,7 @@ def test_job_waits_while_the_quota_is_used_up_and_runs_when_another_ends_or_is_d
         submit(namespace, name)
         wait_for_words(cluster, namespace, name, "insufficient unused quota for cpu in flavor any-node")
         assert not namespace.pods(name)
+        time.sleep(1)  # Kueue goes by whole seconds: of two Workloads of one second either may be the next
     assert namespace.job("second")["status"]["phase"] == "Queued"
     cluster.kubelet.end(namespace.bound_pod("first"), 0, message=COMPLETE)
     namespace.until("first", "Complete")
