@@ -10,6 +10,7 @@ import pytest
 
 from certificate_pairs import needs_openssl
 from finetune_api.exit_codes import ExitCode
+from finetune_trainer import stop as stop_flag
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.remote import https
 from finetune_trainer.remote.https import WebFile
@@ -166,7 +167,7 @@ def test_names_are_sent_as_the_web_writes_them(web: WebServer, path: Path) -> No
 def test_a_stop_is_heeded_between_attempts(web: WebServer, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stop = StopFlag()
     monkeypatch.setattr(https, "PAUSES", (60.0,))
-    monkeypatch.setattr(https.time, "sleep", lambda seconds: setattr(stop, "is_set", True))
+    monkeypatch.setattr(stop_flag.time, "sleep", lambda seconds: setattr(stop, "is_set", True))
     uri = web.say("/busy.jsonl", Answer(status=503))
     with pytest.raises(TrainerError) as caught:
         WebFile(uri, stop).download(path, "")

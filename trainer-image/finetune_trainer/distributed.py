@@ -197,18 +197,22 @@ def peer_errors() -> Iterator[None]:
 
     They have time limits of their own, so who waits in them is not the one that hangs.
     """
+    with (
+        library_errors(lambda said: peer_lost(f"another process of the job is lost: {said}")),
+        watchdog.doing("waiting for the other processes", within=watchdog.LIMIT_SECONDS),
+    ):
+        yield
+
+
+@contextmanager
+def library_errors(told: Callable[[str], TrainerError]) -> Iterator[None]:
+    """Raise what is made of the first line that a communication library says; a trace of C++ follows it."""
     try:
-        with watchdog.doing("waiting for the other processes", within=watchdog.LIMIT_SECONDS):
-            yield
+        yield
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # gloo's have no type of their own
-        raise peer_lost(f"another process of the job is lost: {first_line(error)}") from None
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, without the trace of C++ that follows."""
-    return str(error).strip().partition("\n")[0][:300]
+        raise told(str(error).strip().partition("\n")[0][:300]) from None
 
 
 def gather(ranks: Ranks, value: Any) -> list[Any]:

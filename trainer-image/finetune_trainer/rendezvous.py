@@ -6,8 +6,8 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -18,7 +18,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 from finetune_api.exit_codes import ExitCode
 from finetune_api.v1alpha1.scheduling import ResourcesSpec
 from finetune_trainer import watchdog
-from finetune_trainer.distributed import ManyProcesses, OneProcess, Ranks, first_line, peer_lost
+from finetune_trainer.distributed import ManyProcesses, OneProcess, Ranks, library_errors, peer_lost
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.stop import StopFlag
 
@@ -195,15 +195,9 @@ def _is_over(ends_at: float, stop: StopFlag) -> bool:
     return False
 
 
-@contextmanager
-def _meeting(place: Place) -> Iterator[None]:
+def _meeting(place: Place) -> AbstractContextManager[None]:
     """Turn what the communication libraries raise into TrainerError."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        raise _not_met(place, f"the processes do not reach each other: {first_line(error)}") from None
+    return library_errors(lambda said: _not_met(place, f"the processes do not reach each other: {said}"))
 
 
 def _not_met(place: Place, what: str) -> TrainerError:

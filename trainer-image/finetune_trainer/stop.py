@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType
 
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.errors import TrainerError
+
+_LOOK_SECONDS = 0.2
 
 
 class StopFlag:
@@ -24,6 +27,13 @@ class StopFlag:
         """Raise TrainerError once it is set, where there is no checkpoint to save; `what` says what is left undone."""
         if self.is_set:
             raise TrainerError(ExitCode.STOPPED, f"stopped while {what}", "start the job again")
+
+    def wait(self, seconds: float, what: str) -> None:
+        """Wait so long. Raises TrainerError as `check` does, within a moment."""
+        ends_at = time.monotonic() + seconds
+        while (left := ends_at - time.monotonic()) > 0:
+            self.check(what)
+            time.sleep(min(left, _LOOK_SECONDS))
 
     def _set(self, number: int, frame: FrameType | None) -> None:
         self.is_set = True

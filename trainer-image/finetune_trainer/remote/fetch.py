@@ -100,16 +100,15 @@ def _fetch_web_file(uri: str, place: Path, known: str, note: Callable[[str], Non
     """A web server says whether the file has changed in the very answer that holds it."""
     remote, name = https.WebFile(uri, stop), _file_name(uri)
 
-    def fill(directory: Path) -> None:
-        (directory / _CONTENT).mkdir()
-        version = remote.download(directory / _CONTENT / name, known)
+    def download(content: Path) -> str:
+        version = remote.download(content / name, known)
         if version is None:
             raise _Unchanged
-        storage.write_json(directory / _RECORD, {"uri": uri, "version": version})
-        note(f"downloaded {uri} ({_megabytes((directory / _CONTENT / name).stat().st_size)})")
+        note(f"downloaded {uri} ({_megabytes((content / name).stat().st_size)})")
+        return version
 
     try:
-        storage.write_directory(place, fill)
+        _write(place, uri, download)
     except _Unchanged:
         note(f"{uri} is here already")
 
@@ -141,9 +140,19 @@ def _keep(
         )
     note(f"downloading {uri} ({len(files)} files, {_megabytes(size)})")
 
+    def fill(content: Path) -> str:
+        download(content)
+        return version
+
+    _write(place, uri, fill)
+
+
+def _write(place: Path, uri: str, download: Callable[[Path], str]) -> None:
+    """Let `download` put files into a place, and note the version that it returns beside them: whole or not at all."""
+
     def fill(directory: Path) -> None:
         (directory / _CONTENT).mkdir()
-        download(directory / _CONTENT)
+        version = download(directory / _CONTENT)
         storage.write_json(directory / _RECORD, {"uri": uri, "version": version})
 
     storage.write_directory(place, fill)

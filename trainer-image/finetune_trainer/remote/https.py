@@ -11,7 +11,6 @@ import json
 import re
 import socket
 import ssl
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email.message import Message
@@ -71,14 +70,8 @@ class WebFile:
                         f"{self.uri}: the server cannot be reached: {error}",
                         "check the address, the network and proxies",
                     ) from None
-                self._wait(pause)
+                self._stop.wait(pause, f"{self.uri} was being downloaded")
         raise AssertionError("the last attempt returns or raises")
-
-    def _wait(self, seconds: float) -> None:
-        ends_at = time.monotonic() + seconds
-        while (left := ends_at - time.monotonic()) > 0:
-            self._stop.check(f"{self.uri} was being downloaded")
-            time.sleep(min(left, 0.2))
 
     def _attempt(self, path: Path, version: str) -> str:
         with self._errors():

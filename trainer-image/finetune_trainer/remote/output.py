@@ -85,7 +85,8 @@ def _upload_patiently(source: Path, uri: str, note: Callable[[str], None], stop:
             if error.code != ExitCode.NETWORK_UNAVAILABLE or time.monotonic() > ends_at:
                 raise
             note(f"{error.message}; the model is kept, and it is tried again")
-        _wait(_PAUSES[min(attempt, len(_PAUSES) - 1)], uri, stop)
+        stop.wait(_PAUSES[min(attempt, len(_PAUSES) - 1)], f"the model was being uploaded to {uri}")
+        beat()
         attempt += 1
 
 
@@ -120,11 +121,3 @@ def _ours(place: s3.Place, names: set[str]) -> set[str]:
         return {storage.MANIFEST, *storage.files_of_manifest(place.read_small(storage.MANIFEST))}
     except storage.NotWhole:
         return set()
-
-
-def _wait(seconds: float, uri: str, stop: StopFlag) -> None:
-    ends_at = time.monotonic() + seconds
-    while time.monotonic() < ends_at:
-        stop.check(f"the model was being uploaded to {uri}")
-        beat()
-        time.sleep(0.2)
