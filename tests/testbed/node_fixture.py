@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from .binaries import BinariesUnavailableError
+from .needed import aloud, cannot_be_had
 from .node import NodeCluster
 from .node_machine import NodeUnavailableError, why_impossible
 
@@ -21,14 +21,10 @@ def running_node(config: pytest.Config, assets: Path, *, bare: bool = False) -> 
         pytest.skip(reason)
     if not (assets / "models").exists():
         pytest.fail("build/assets is missing: run `make assets`", pytrace=False)
-    capture = config.pluginmanager.getplugin("capturemanager")
     with ExitStack() as stack:
         try:
-            # Images and programs take minutes to build, and their progress must be seen meanwhile.
-            with capture.global_and_fixture_disabled() if capture else ExitStack():
+            with aloud(config):  # images and programs are built
                 cluster = stack.enter_context(NodeCluster.start(bare=bare))
         except (NodeUnavailableError, BinariesUnavailableError) as error:
-            if os.environ.get("CI", "").lower() in ("true", "1"):
-                pytest.fail(str(error), pytrace=False)
-            pytest.skip(str(error))
+            cannot_be_had(str(error))
         yield cluster

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, suppress
 
 import pytest
 
 from .apiserver import ApiServer
 from .binaries import CONTROL_PLANE_NAMES, NAMES, Binaries, BinariesUnavailableError, BuildFailedError, find
 from .cluster import Cluster, Namespace
+from .needed import aloud, found
 from .operator_process import OperatorProcess
 
 
@@ -72,17 +72,9 @@ def start_operator(cluster: Cluster) -> Callable[..., AbstractContextManager[Ope
 
 
 def _find(config: pytest.Config, names: tuple[str, ...]) -> Binaries:
-    capture = config.pluginmanager.getplugin("capturemanager")
-    # A build takes minutes, and its progress must be seen meanwhile.
-    with capture.global_and_fixture_disabled() if capture else nullcontext():
+    with aloud(config):
         return find(names)
 
 
 def _found(config: pytest.Config, names: tuple[str, ...]) -> Binaries:
-    try:
-        return _find(config, names)
-    except BinariesUnavailableError as error:
-        reason = f"a real API server: {error}"
-    if os.environ.get("CI", "").lower() in ("true", "1"):
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
+    return found(lambda: _find(config, names), "a real API server: ")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import urllib.parse
@@ -13,9 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from .client import eventually
+from .needed import cannot_be_had
 from .processes import HOST, ServerProcess, free_port
 
 START_SECONDS = 30.0
@@ -24,12 +22,10 @@ _INSTALL = "run `make prometheus` as root on Debian, or put prometheus and promt
 
 def program(name: str) -> str:
     """The path of prometheus or promtool. Without it a test is skipped by name; under CI it fails."""
-    if found := shutil.which(name):
-        return found
-    reason = f"a real Prometheus: {name} is not here; {_INSTALL}"
-    if os.environ.get("CI", "").lower() in ("true", "1"):
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
+    found = shutil.which(name)
+    if not found:
+        cannot_be_had(f"a real Prometheus: {name} is not here; {_INSTALL}")
+    return found
 
 
 def check_metrics(text: str) -> str:
