@@ -133,10 +133,15 @@ def same_score(loop: TrainingLoop, model: torch.nn.Module) -> None:
     assert ours == pytest.approx(theirs, abs=1e-3)
 
 
-def with_lora_of(
+def tuned_as(
     run: Any, task_type: peft.TaskType | None, head: list[str] | None = None
 ) -> Callable[[torch.nn.Module], torch.nn.Module]:
-    """Peft's LoRA for the Trainer's hands; its weights are drawn anew, so they are given those that ours start from."""
+    """What the Trainer is to tune: the model itself or, where the run has LoRA, peft's.
+
+    Peft's weights are drawn anew, so they are given those that ours start from.
+    """
+    if run.spec.strategy.adapter is None:
+        return lambda model: model
     start = {name: parameter.detach().clone() for name, parameter in make_loop(run).model.named_parameters()}
     targets = run.spec.strategy.adapter.target_modules
 
@@ -201,7 +206,7 @@ def plain_run(
 @pytest.mark.parametrize("strategy", [FULL, BERT_LORA], ids=["full", "LoRA"])
 def test_text_classification(still_bert: Path, tmp_path: Path, strategy: Row) -> None:
     run = plain_run(tmp_path, still_bert, strategy)
-    tuned = with_lora_of(run, peft.TaskType.SEQ_CLS) if strategy is BERT_LORA else lambda model: model
+    tuned = tuned_as(run, peft.TaskType.SEQ_CLS)
     same_score(
         *compared(run, classification, lambda loop: DataCollatorWithPadding(loop.task.tokenizer), tmp_path, tuned)
     )
@@ -227,7 +232,7 @@ def test_token_classification(still_bert: Path, tmp_path: Path, strategy: Row) -
         found = [next((f"B-{name}" for name, some in telling.items() if word in some.split()), "O") for word in words]
         rows.append({"tokens": [*words, "worldly"], "tags": [*found, "O"]})  # a word of several tokens
     run = plain_run(tmp_path, still_bert, strategy, rows, task="TokenClassification")
-    tuned = with_lora_of(run, peft.TaskType.TOKEN_CLS) if strategy is BERT_LORA else lambda model: model
+    tuned = tuned_as(run, peft.TaskType.TOKEN_CLS)
     same_score(
         *compared(run, tags, lambda loop: DataCollatorForTokenClassification(loop.task.tokenizer), tmp_path, tuned)
     )
@@ -272,7 +277,7 @@ def test_question_answering(still_bert: Path, tmp_path: Path, strategy: Row) -> 
 
     run = plain_run(tmp_path, still_bert, strategy, rows, task="QuestionAnswering")
     # Not peft's class for answers: it keeps the token types from the model.
-    wrapped = with_lora_of(run, None, ["qa_outputs"]) if strategy is BERT_LORA else lambda model: model
+    wrapped = tuned_as(run, None, ["qa_outputs"])
     same_score(
         *compared(
             run,
@@ -301,7 +306,7 @@ DECODER_LORA = lora("q_proj", "v_proj")
 def test_text_generation(tmp_path: Path, kind: str, strategy: Row) -> None:
     """Ours packs, theirs pads. Not GPT-2: there theirs divides by the first tokens too, which nothing predicts."""
     run = plain_run(tmp_path / "run", make_lm(tmp_path / "model", kind), strategy, TEXTS, task="TextGeneration")
-    tuned = with_lora_of(run, peft.TaskType.CAUSAL_LM) if strategy is DECODER_LORA else lambda model: model
+    tuned = tuned_as(run, peft.TaskType.CAUSAL_LM)
     same_score(*compared(run, text, of_language, tmp_path, tuned))
 
 

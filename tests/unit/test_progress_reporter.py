@@ -18,6 +18,7 @@ import pytest
 from certificate_pairs import make_pair, needs_openssl
 from finetune_trainer.reporter import Reporter, from_environment
 from plan_builders import make_progress
+from testbed.client import eventually
 
 URL, TOKEN, CA = (f"KUBEFLOW_TRAINER_SERVER_{name}" for name in ("URL", "TOKEN", "CA_CERT"))
 
@@ -57,9 +58,7 @@ def test_a_server_that_is_not_there_blocks_nobody(tmp_path: Path, caplog: pytest
     caplog.set_level(logging.DEBUG)
     reporter = Reporter("https://127.0.0.1:1/v1/a/b", None, str(token), interval=0.01)
     reporter.update(make_progress(1))
-    deadline = time.monotonic() + 10
-    while "the report was not taken" not in caplog.text and time.monotonic() < deadline:
-        time.sleep(0.01)
+    eventually(lambda: "the report was not taken" in caplog.text, "a report that is not taken")
     reporter.update(make_progress(2))
     reporter.close()
     assert "the report was not taken" in caplog.text
@@ -137,9 +136,7 @@ def test_a_token_is_not_sent_where_an_answer_points_to(tmp_path: Path, caplog: p
         with answering(certificate, [found]) as (url, heard):
             reporter = Reporter(url, str(certificate / "tls.crt"), str(token), interval=0.01)
             reporter.update(make_progress(1))
-            deadline = time.monotonic() + 10
-            while not caplog.text and time.monotonic() < deadline:
-                time.sleep(0.01)
+            eventually(lambda: "302" in caplog.text, "an answer that points elsewhere")
             reporter.close()
     assert heard
     assert not strangers

@@ -25,22 +25,19 @@ def immutable(field: str) -> Rule:
 
 def fixed_while_running(field: str) -> Rule:
     """A rule of the job: a field that only new pods take on. Nobody's training is stopped without having said so."""
-    return Rule(
-        cel=f"{_stays(field)} || self.spec.suspend || oldSelf.spec.suspend || {_PHASE} != 'Running'",
-        message=f"{field} cannot be changed while the job runs: set suspend to true with it, and then to false again",
-        holds=None,
-        field=f".spec.{field}",
-    )
+    why = "while the job runs: set suspend to true with it, and then to false again"
+    return _fixed_unless(f"self.spec.suspend || oldSelf.spec.suspend || {_PHASE} != 'Running'", field, why)
 
 
 def fixed_at_the_end(field: str) -> Rule:
     """A rule of the job: a field that has no effect once the job has ended."""
-    return Rule(
-        cel=f"{_stays(field)} || !({_PHASE} in ['Complete', 'Failed']) || ({_WAS_REFUSED})",
-        message=f"{field} cannot be changed any more, because the job has ended; create a new job",
-        holds=None,
-        field=f".spec.{field}",
-    )
+    why = "any more, because the job has ended; create a new job"
+    return _fixed_unless(f"!({_PHASE} in ['Complete', 'Failed']) || ({_WAS_REFUSED})", field, why)
+
+
+def _fixed_unless(allowed: str, field: str, why: str) -> Rule:
+    message = f"{field} cannot be changed {why}"
+    return Rule(cel=f"{_stays(field)} || {allowed}", message=message, holds=None, field=f".spec.{field}")
 
 
 def _stays(field: str) -> str:

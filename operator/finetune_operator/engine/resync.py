@@ -12,8 +12,8 @@ from finetune_operator.engine.work_queue import WorkQueue
 from finetune_operator.plan.names import MANAGED_BY, MANAGED_BY_LABEL
 
 OURS = f"{MANAGED_BY_LABEL}={MANAGED_BY}"
-_A_PAUSE = 20
-"""Jobs that are looked at again in the time of a pause."""
+_JOBS_IN_A_PAUSE = 20
+"""So many jobs are looked at again in the time of a pause."""
 
 Put = Callable[[KubernetesObject], Key | None]
 
@@ -61,7 +61,7 @@ async def resync(
         if uid not in listed_jobs and store.drop_fine_tune_job(key, uid):
             queue.forget(key)
     for number, key in enumerate(store.uids()):
-        queue.add_after(key, number * pause_seconds / _A_PAUSE)
+        queue.add_after(key, number * pause_seconds / _JOBS_IN_A_PAUSE)
     logger.info("resync: %d FineTuneJobs, %d Jobs, %d pods", len(listed_jobs), len(listed_children), len(listed_pods))
     return missed
 
