@@ -107,6 +107,27 @@ def test_many_workers_never_share_a_key() -> None:
     run(test)
 
 
+@pytest.mark.parametrize("turns", range(5))
+def test_a_worker_that_is_cancelled_as_a_key_comes_ends(turns: int) -> None:
+    async def test(queue: Queue, clock: VirtualClock) -> None:
+        async def work() -> None:
+            while True:
+                key, _ = await queue.get()
+                queue.done(key)
+
+        queue.add_after("later", 3600)
+        worker = asyncio.create_task(work())
+        await asyncio.sleep(1)
+        queue.add("a")
+        for _ in range(turns):  # what the worker waits for has happened, and it may not have been told yet
+            await asyncio.sleep(0)
+        worker.cancel()
+        await asyncio.wait([worker], timeout=10)
+        assert worker.cancelled()
+
+    run(test)
+
+
 def test_the_wait_of_a_key_is_told() -> None:
     async def test(queue: Queue, clock: VirtualClock) -> None:
         queue.add("a")

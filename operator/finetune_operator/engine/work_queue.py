@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import random
 import time
@@ -77,10 +78,11 @@ class WorkQueue(Generic[Key]):
                 return key, waited
             self._wake.clear()
             timeout = max(0.0, self._delayed[0][0] - self._clock()) if self._delayed else None
-            try:
-                await asyncio.wait_for(self._wake.wait(), timeout)
-            except TimeoutError:
-                continue
+            # Not `asyncio.wait_for`: where the key comes in the turn in which the worker is cancelled, Python 3.11's
+            # forgets that it is, and a worker that never ends keeps the whole process.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await self._wake.wait()
 
     def done(self, key: Key) -> None:
         """The work on a key succeeded."""
