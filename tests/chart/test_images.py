@@ -77,6 +77,8 @@ def test_everything_copied_is_in_the_context(name: str) -> None:
     for source in " ".join(sources).split():
         assert source.partition("/")[0] in folders
         assert (ROOT / source).exists()
+    # Builders would take it instead.
+    assert not DOCKERFILES[name].with_name("Dockerfile.dockerignore").exists()
 
 
 @pytest.mark.parametrize(("there", "used"), [(["podman", "buildah"], "podman"), (["buildah"], "buildah"), ([], "")])
