@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -59,10 +60,11 @@ def bound(name: str, role: Object) -> Object:
     return {"metadata": {"name": name}, "roleRef": reference, "subjects": [subject]}
 
 
-def take_away(cluster: Cluster, name: str, verb: str) -> None:
-    """Withdraw a verb from an account's own role, for every kind of object; returns when it is refused."""
+def take_away(cluster: Cluster, name: str, verb: str) -> list[Object]:
+    """Withdraw a verb from an account's own role, for every kind of object, until it is refused; returns what was."""
     path = f"{RBAC_API}/clusterroles/{name}"
     rules = cluster.client.get(path)["rules"]
+    before = copy.deepcopy(rules)
     for rule in rules:
         rule["verbs"] = [each for each in rule["verbs"] if each != verb] or ["get"]
     account = Client(cluster.server, service_account_token(cluster.server, account=name))
@@ -70,6 +72,7 @@ def take_away(cluster: Cluster, name: str, verb: str) -> None:
     cluster.client.patch(path, {"rules": rules})
     # The API server learns of a changed role by a watch of its own: a request right after the change may still pass.
     eventually(lambda: not may(account, verb), f"{name} may no longer {verb}")
+    return before
 
 
 def may(account: Client, verb: str) -> bool:
@@ -129,3 +132,17 @@ def test_lists_that_are_no_longer_allowed_make_it_unhealthy_with_the_reason(
         take_away(cluster, stripped, "list")
         eventually(lambda: operator.health()[0] == 503, "503", NOTICED_SECONDS)
         assert "no resync has passed for" in operator.health()[1]
+
+
+def test_leader_that_may_not_list_is_not_ready_until_it_may(
+    cluster: Cluster, start_operator: Start, stripped: str
+) -> None:
+    """An installation that lacks a right does not look like one that works."""
+    cluster.release_lease()
+    rules = take_away(cluster, stripped, "list")
+    with start_operator("blind", leading=False, account=stripped) as operator:
+        eventually(lambda: "cannot list resource" in operator.health("/readyz")[1], "the reason at /readyz")
+        assert operator.health("/readyz")[0] == 503
+        assert operator.health() == (200, "ok")  # for two minutes: it may be given the right
+        cluster.client.patch(f"{RBAC_API}/clusterroles/{stripped}", {"rules": rules})
+        eventually(lambda: operator.health("/readyz") == (200, "ok"), "ready")

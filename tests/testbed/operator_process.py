@@ -156,11 +156,11 @@ class OperatorProcess:
         found = ((series, value) for series, value in lines if series.partition("{")[0] == name)
         return sum(float(value) for series, value in found if all(label in series for label in wanted))
 
-    def health(self) -> tuple[int, str]:
-        """What /healthz says: the status and the reason."""
+    def health(self, path: str = "/healthz") -> tuple[int, str]:
+        """What a probe is told: the status and the reason."""
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with opener.open(f"http://{HOST}:{self.port}/healthz", timeout=5) as response:
+            with opener.open(f"http://{HOST}:{self.port}{path}", timeout=5) as response:
                 return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from finetune_operator.host.health import STUCK_SECONDS, Health
+from finetune_operator.host.health import FIRST_LIST_SECONDS, STUCK_SECONDS, Health
 
 
 class Bed:
@@ -20,6 +20,21 @@ def test_a_replica_that_has_not_led_yet_is_healthy_for_ever() -> None:
     bed = Bed()
     bed.seconds = 10**6
     assert bed.health.unhealthy() is None
+    assert bed.health.not_ready() is None
+
+
+def test_a_leader_is_ready_when_it_has_read_the_cluster_and_unhealthy_when_it_cannot() -> None:
+    bed = Bed()
+    bed.health.leads()
+    bed.seconds += FIRST_LIST_SECONDS
+    assert bed.health.not_ready() == "leads since 120 s, and has not listed all jobs yet"
+    assert bed.health.unhealthy() is None
+    bed.health.list_failed("the server could not find the requested resource")
+    bed.seconds += 1
+    reason = "leads since 121 s, and has not listed all jobs yet: the server could not find the requested resource"
+    assert (bed.health.not_ready(), bed.health.unhealthy()) == (reason, reason)
+    bed.resync()
+    assert (bed.health.not_ready(), bed.health.unhealthy()) == (None, None)
 
 
 def test_resyncs_that_pass_are_health() -> None:

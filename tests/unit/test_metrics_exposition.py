@@ -119,7 +119,7 @@ def test_the_samples_of_thousands_of_jobs_are_never_in_memory_at_once() -> None:
 
 def serve(registry: CollectorRegistry, test: Callable[[Client], Awaitable[None]]) -> None:
     async def main() -> None:
-        app = make_app([*metrics_routes(registry), *health_routes(lambda: None)])
+        app = make_app([*metrics_routes(registry), *health_routes(lambda: None, lambda: None)])
         async with TestClient(TestServer(app)) as client:
             await test(client)
 

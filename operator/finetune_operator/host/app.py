@@ -95,7 +95,8 @@ class App:
         self, cluster: KubernetesCluster, metrics: Certificate | None, progress: Certificate | None
     ) -> Iterator[tuple[web.Application, int, Certificate | None]]:
         """What this replica serves, at which port, and by which certificate."""
-        settings, health, scraped = self.settings, health_routes(self.health.unhealthy), metrics_routes(self.registry)
+        settings, scraped = self.settings, metrics_routes(self.registry)
+        health = health_routes(self.health.unhealthy, self.health.not_ready)
         yield make_app(health if metrics else [*health, *scraped]), settings.http_port, None
         if metrics is not None:
             yield make_app(scraped, [readers_only(make_reviewer(cluster))]), settings.metrics_port, metrics
@@ -168,11 +169,13 @@ class App:
             await asyncio.wait(tasks, timeout=_STOP_SECONDS)
 
     async def _first_resync(self, cluster: KubernetesCluster) -> None:
+        self.health.leads()
         while True:
             try:
                 await resync(cluster, self.store, self.queue, grace_seconds=0)
             except ClusterError as error:
                 logger.warning("the first list failed: %s; again in %.0f s", error, _RETRY_SECONDS)
+                self.health.list_failed(str(error))
                 await asyncio.sleep(_RETRY_SECONDS)
             else:
                 self.health.resynced(missed=0)

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 
 STUCK_SECONDS = 300.0
+FIRST_LIST_SECONDS = 120.0
+"""A leader that has not read the cluster by then does nothing for anybody, and had better say so by ending."""
 _MISSED_RESYNCS = 3
 
 
@@ -21,20 +23,40 @@ class Health:
         self._resync_seconds = resync_seconds
         self._longest_running = longest_running
         self._clock = clock
+        self._leads_since: float | None = None
+        self._list_error = ""
         self._resynced_at: float | None = None
         self._resyncs_with_news = 0
+
+    def leads(self) -> None:
+        """From now on the replica acts, and begins by reading the cluster."""
+        self._leads_since = self._clock()
+
+    def list_failed(self, error: str) -> None:
+        """The cluster could not be read; it is tried again."""
+        self._list_error = error
 
     def resynced(self, missed: int) -> None:
         """A resync has passed; `missed` objects were news that no watch had brought."""
         self._resynced_at = self._clock()
         self._resyncs_with_news = self._resyncs_with_news + 1 if missed else 0
 
+    def not_ready(self) -> str | None:
+        """Why a replica that leads does not act, or None. One that does not lead is ready to."""
+        if self._leads_since is None or self._resynced_at is not None:
+            return None
+        seconds = self._clock() - self._leads_since
+        return f"leads since {seconds:.0f} s, and has not listed all jobs yet" + (
+            self._list_error and f": {self._list_error}"
+        )
+
     def unhealthy(self) -> str | None:
         """Why the process should be started anew, or None. A replica that has not led yet is healthy."""
         if self._longest_running() > STUCK_SECONDS:
             return f"a worker has been at one job for {self._longest_running():.0f} s"
         if self._resynced_at is None:
-            return None
+            late = self._leads_since is not None and self._clock() - self._leads_since > FIRST_LIST_SECONDS
+            return self.not_ready() if late else None
         silent = self._clock() - self._resynced_at
         if silent > _MISSED_RESYNCS * self._resync_seconds:
             return f"no resync has passed for {silent:.0f} s"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
@@ -40,17 +40,17 @@ def metrics_routes(registry: CollectorRegistry) -> list[web.RouteDef]:
     return [web.get(METRICS_PATH, metrics)]
 
 
-def health_routes(unhealthy: Callable[[], str | None]) -> list[web.RouteDef]:
-    """`/healthz`, 503 with the reason when `unhealthy` gives one; `/readyz`."""
+def health_routes(unhealthy: Callable[[], str | None], not_ready: Callable[[], str | None]) -> list[web.RouteDef]:
+    """`/healthz` and `/readyz`; 503 with the reason when there is one."""
 
-    async def health(request: web.Request) -> web.Response:
-        reason = unhealthy()
-        return web.Response(text=reason or "ok", status=503 if reason else 200)
+    def told(why_not: Callable[[], str | None]) -> Callable[[web.Request], Awaitable[web.Response]]:
+        async def answer(request: web.Request) -> web.Response:
+            reason = why_not()
+            return web.Response(text=reason or "ok", status=503 if reason else 200)
 
-    async def ready(request: web.Request) -> web.Response:
-        return web.Response(text="ok")
+        return answer
 
-    return [web.get("/healthz", health), web.get("/readyz", ready)]
+    return [web.get("/healthz", told(unhealthy)), web.get("/readyz", told(not_ready))]
 
 
 def make_app(routes: Iterable[web.RouteDef], middlewares: Sequence[Middleware] = ()) -> web.Application:
