@@ -27,6 +27,12 @@ QUERIES: dict[str, tuple[str, float | None]] = {
     "peak memory": ("finetune_job_memory_peak_bytes{{{job}}}", 2**30),
     "evaluation": ('finetune_job_eval_metric{{{job},metric="accuracy"}}', 0.75),
     "age of the checkpoint": ("finetune_job_checkpoint_age_seconds{{{job}}} < 3600", None),
+    "since it was created": ("time() - finetune_job_creation_time_seconds{{{job}}} < 300", None),
+    "since it started": ("time() - finetune_job_start_time_seconds{{{job}}} < 300", None),
+    "since another ended": (
+        'time() - finetune_job_completion_time_seconds{{namespace="{namespace}",name="badly"}} < 300',
+        None,
+    ),
     "jobs by phase": ('sum(finetune_job_phase{{namespace="{namespace}",finetune_job_phase="Running"}})', 1),
     "failed now": ('sum(finetune_job_phase{{namespace="{namespace}",finetune_job_phase="Failed"}})', 1),
     "what a job is": (

@@ -235,7 +235,15 @@ def test_metrics_see_the_newest_report_and_after_the_end_the_status() -> None:
     assert sample.figures == figures_of(full_status().progress, full_status().result)
 
 
-@pytest.mark.parametrize("status", [{"progress": {"step": "many"}}, {"phase": ["Melting"]}, {"strategy": None}])
+@pytest.mark.parametrize(
+    "status",
+    [
+        {"progress": {"step": "many"}},
+        {"phase": ["Melting"]},
+        {"strategy": None},
+        {"startTime": 5, "completionTime": ""},
+    ],
+)
 def test_metrics_survive_a_status_of_another_version(status: dict[str, object]) -> None:
     store = Store()
     store.put_fine_tune_job(make_job().status(status).obj())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tracemalloc
 
 import pytest
@@ -19,6 +20,11 @@ def scrape(store: Store) -> str:
     registry = CollectorRegistry()
     registry.register(JobCollector(store.samples, lambda: NOW))
     return generate_latest(registry).decode()
+
+
+def times_in(text: str) -> dict[str, float]:
+    found = re.findall(r"^finetune_job_(\w+)_time_seconds\{[^}]*\} (\S+)$", text, flags=re.MULTILINE)
+    return {name: float(value) for name, value in found}
 
 
 def complete() -> dict[str, object]:
@@ -51,6 +57,24 @@ def test_retention_divergence_and_the_terms_of_the_loss_have_series_of_their_own
     assert found("forgetting", "metric") == {"drop": -0.25}
     assert found("divergence", "name") == {"router": 0.03125}
     assert found("loss_term", "term") == {"task": 2.0, "selfAttention": 3.0}
+
+
+def test_a_job_tells_when_it_was_created_first_ran_and_ended() -> None:
+    store = Store()
+    job = make_job().metadata(creationTimestamp="1970-01-01T00:00:05Z")
+    store.put_fine_tune_job(job.obj())
+    assert times_in(scrape(store)) == {"creation": 5}
+    times = {"startTime": "1970-01-01T00:01:00Z", "completionTime": "1970-01-01T01:00:00Z"}
+    store.put_fine_tune_job(job.metadata(resourceVersion="99").status({**complete(), **times}).obj())
+    assert times_in(scrape(store)) == {"creation": 5, "start": 60, "completion": 3600}
+
+
+def test_a_job_that_is_made_anew_under_its_name_has_its_own_times() -> None:
+    store = Store()
+    store.put_fine_tune_job(make_job().status(complete()).obj())
+    made_anew = {"uid": "another", "resourceVersion": "99", "creationTimestamp": "1970-01-01T00:00:07Z"}
+    store.put_fine_tune_job(make_job().metadata(**made_anew).obj())
+    assert times_in(scrape(store)) == {"creation": 7}
 
 
 def test_a_report_is_seen_at_once() -> None:

@@ -7,11 +7,12 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from finetune_api.v1alpha1.status import Phase, Progress
 from finetune_operator.engine.past import Past
-from finetune_operator.metrics.jobs import Figures, JobSample, figures_of
+from finetune_operator.metrics.jobs import Figures, JobSample, Times, figures_of
 from finetune_operator.plan.names import JOB_NAME_LABEL
 from finetune_operator.plan.snapshot import (
     ObservedFineTuneJob,
@@ -55,6 +56,7 @@ class _Record:
     phase: Phase
     figures: Figures | None
     """Of the status, for the metrics."""
+    times: Times
 
 
 class Store:
@@ -247,7 +249,7 @@ class Store:
             reported = self._progress.get(key)
             yield JobSample(
                 key.namespace, key.name, record.task, record.strategy, record.model, record.phase,
-                stored=reported[1] if reported else record.figures,
+                stored=reported[1] if reported else record.figures, times=record.times,
             )  # fmt: skip
 
     def _keep_restarts(self, key: Key, child: ObservedJob) -> None:
@@ -288,7 +290,18 @@ def _record(body: KubernetesObject) -> _Record:
         model=_text(spec.get("model"), "uri"),
         phase=_PHASES.get(_text(status, "phase"), Phase.PENDING),
         figures=_figures(status),
+        times=Times(
+            parse_time(metadata["creationTimestamp"]), _time(status, "startTime"), _time(status, "completionTime")
+        ),
     )
+
+
+def _time(status: KubernetesObject, field: str) -> datetime | None:
+    """A time of a status; another version may have stored something else."""
+    try:
+        return parse_time(_text(status, field))
+    except ValueError:
+        return None
 
 
 def _figures(status: KubernetesObject) -> Figures | None:

@@ -87,6 +87,15 @@ def _known(metrics: Mapping[str, float], names: frozenset[str]) -> _Values:
 
 
 @dataclass(frozen=True, slots=True)
+class Times:
+    """When a job was created, first ran and ended."""
+
+    creation: datetime | None = None
+    start: datetime | None = None
+    completion: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class JobSample:
     """What is known of a job at one moment."""
 
@@ -100,6 +109,7 @@ class JobSample:
     result: Result | None = None
     stored: Figures | None = None
     """In place of progress and result, where only their numbers are kept."""
+    times: Times = Times()
 
     @property
     def figures(self) -> Figures:
@@ -119,6 +129,13 @@ class _ByName:
     documentation: str
     values_of: Callable[[Figures], _Values]
 
+
+_TIMES: tuple[tuple[str, str, Callable[[Times], datetime | None]], ...] = (
+    ("creation", "When the job was created, in Unix time.", lambda t: t.creation),
+    ("start", "When its first trainer started, in Unix time.", lambda t: t.start),
+    ("completion", "When it ended, in Unix time.", lambda t: t.completion),
+)
+"""By them alerts tell a job from an earlier one of its name."""
 
 _BY_NAME = (
     _ByName("loss_term", "term", "Weighted parts of the training loss at the last step.", lambda f: f.terms),
@@ -141,6 +158,9 @@ class JobCollector(Collector):
         now = self._now()
         yield _family("", "What a job is.", "info", lambda: _info(known))
         yield _family("phase", "The phase a job is in: 1 for it, 0 for others.", "stateset", lambda: _phase(known))
+        for name, documentation, time_of in _TIMES:
+            name = f"{name}_time_seconds"
+            yield _family(name, documentation, "gauge", partial(_time, known, name, time_of))
         yield _family("steps", "Optimizer steps done.", "counter", lambda: _steps(known))
         for index, (name, documentation, _) in enumerate(_GAUGES):
             yield _family(name, documentation, "gauge", partial(_gauge, known, name, index))
@@ -178,6 +198,12 @@ def _phase(known: _Known) -> Iterator[Sample]:
     for job, _ in known:
         for phase in sorted(Phase):
             yield Sample(name, {**_labels(job), name: phase.value}, job.phase == phase)
+
+
+def _time(known: _Known, name: str, time_of: Callable[[Times], datetime | None]) -> Iterator[Sample]:
+    for job, _ in known:
+        if (moment := time_of(job.times)) is not None:
+            yield Sample(f"{_PREFIX}{name}", _labels(job), moment.timestamp())
 
 
 def _steps(known: _Known) -> Iterator[Sample]:
