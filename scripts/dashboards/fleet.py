@@ -26,8 +26,9 @@ _BADPUT = f"finetune_badput_seconds_total{{{_NAMESPACES}}}"
 _WASTED = f'finetune_badput_seconds_total{{{_NAMESPACES},cause!="Suspended"}}'
 _ENDED = f"finetune_jobs_ended_total{{{_NAMESPACES}}}"
 _FAILED = f'finetune_jobs_ended_total{{{_NAMESPACES},outcome="Failed"}}'
-_CONTROLLER = 'controller="finetunejob"'
-_QUEUE = 'name="finetunejob"'
+_OPERATORS = 'namespace=~"$operator"'
+_CONTROLLER = f'{_OPERATORS},controller="finetunejob"'
+_QUEUE = f'{_OPERATORS},name="finetunejob"'
 
 
 def fleet_dashboard() -> Dashboard:
@@ -36,7 +37,15 @@ def fleet_dashboard() -> Dashboard:
         FLEET_UID,
         "Fine-tuning / fleet",
         "All FineTuneJobs and the operator that runs them",
-        [variable("namespace", "Namespace", "label_values(finetune_job_info, namespace)", many=True)],
+        [
+            variable("namespace", "Namespace", "label_values(finetune_job_info, namespace)", many=True),
+            variable(
+                "operator",
+                "Operator's namespace",
+                'label_values(leader_election_master_status{name="finetunejob"}, namespace)',
+                many=True,
+            ),
+        ],
         {
             "Jobs": _jobs(),
             "Waiting": _waiting(),
@@ -53,6 +62,10 @@ def _jobs() -> list[Panel]:
     def column(metric: str) -> Query:
         return Query(f"max by (namespace, name) (finetune_job_{metric}{{{_NAMESPACES}}})")
 
+    def moment(which: str) -> Query:
+        """Grafana takes milliseconds."""
+        return Query(f"1000 * max by (namespace, name) (finetune_job_{which}_time_seconds{{{_NAMESPACES}}})")
+
     phase = Query(f"max by (namespace, name, finetune_job_phase) (finetune_job_phase{{{_NAMESPACES}}} == 1)")
     return [
         figure("Jobs by phase", "How many jobs are in each phase now.", "none",
@@ -68,6 +81,8 @@ def _jobs() -> list[Panel]:
                 "time to go": (column("eta_seconds"), "s"),
                 "tokens a second": (column("tokens_per_second"), "none"),
                 "checkpoint's age": (column("checkpoint_age_seconds"), "s"),
+                "created": (moment("creation"), "dateTimeFromNow"),
+                "ended": (moment("completion"), "dateTimeFromNow"),
             },
             {"finetune_job_phase": "phase"},
             {
@@ -132,8 +147,8 @@ def _operator() -> list[Panel]:
                                           for q in (0.5, 0.99)))  # fmt: skip
 
     return [
-        figure("Leader", "How many replicas lead; exactly one should.", "none",
-               Query(f"sum(leader_election_master_status{{{_QUEUE}}})"),
+        figure("Leader", "How many replicas lead, by the namespace they run in; exactly one should in each.", "none",
+               Query(f"sum by (namespace) (leader_election_master_status{{{_QUEUE}}})", "{{namespace}}"),
                colors=[(None, "red"), (1, "green"), (2, "red")]),
         figure("Jobs waiting in the workqueue", "Keys that no worker has taken yet.", "none",
                Query(f"sum(workqueue_depth{{{_QUEUE}}})")),
@@ -159,8 +174,11 @@ def _operator() -> list[Panel]:
         graph("Workqueue", "Keys that came in, and keys that wait.", "none",
               Query(f"sum(rate(workqueue_adds_total{{{_QUEUE}}}[$__rate_interval]))", "added a second"),
               Query(f"sum(workqueue_depth{{{_QUEUE}}})", "waiting")),
+        # Every controller in the cluster may have requests under this name.
         graph("Requests to the API server", "By answer; <error> is none at all.", "reqps",
-              Query("sum by (code) (rate(rest_client_requests_total[$__rate_interval]))", "{{code}}")),
+              Query(f"sum by (code) (rate(rest_client_requests_total{{{_OPERATORS}}}[$__rate_interval])"
+                    f" and on (instance) leader_election_master_status{{{_QUEUE}}})", "{{code}}")),
         graph("Progress reports", "By answer: 401 and 403 are refused tokens, 429 comes too often.", "reqps",
-              Query("sum by (code) (rate(finetune_progress_reports_total[$__rate_interval]))", "{{code}}")),
+              Query(f"sum by (code) (rate(finetune_progress_reports_total{{{_OPERATORS}}}[$__rate_interval]))",
+                    "{{code}}")),
     ]  # fmt: skip

@@ -41,10 +41,13 @@ def _progress() -> list[Panel]:
     phase = f"max by (finetune_job_phase) (finetune_job_phase{{{_JOB}}} == 1)"
     about = "{{task}}, {{strategy}}, {{model}}"
     return [
-        figure("Phase", "Where the job stands.", "none", Query(phase, "{{finetune_job_phase}}"), names_only=True),
+        figure("Phase", "Where the job stands.", "none", Query(phase, "{{finetune_job_phase}}"), names_only=True,
+               span=3),
         figure("What", "Task, strategy, model.", "none", Query(_of("info", "task, strategy, model"), about),
-               span=8, names_only=True),
-        figure("Progress", "Steps done of those planned.", "percentunit", Query(_of("progress_ratio"))),
+               span=7, names_only=True),
+        figure("Started", "When its first trainer started.", "dateTimeFromNow",
+               Query(f"1000 * {_of('start_time_seconds')}"), span=3),
+        figure("Progress", "Steps done of those planned.", "percentunit", Query(_of("progress_ratio")), span=3),
         figure("Steps", "Done, and planned.", "none",
                Query(_of("steps_total"), "done"), Query(_of("steps_planned"), "planned")),
         figure("Time to go", "Expected, to the end of training.", "s", Query(_of("eta_seconds"))),

@@ -35,9 +35,10 @@ class Query:
 def counted(selector: str, window: str, by: str = "") -> str:
     """How much counters rose within a window, also those whose first sample lies in it: that one is no `increase`.
 
-    Jobs are rare and long: an outcome of a namespace may be counted once a month, and ten hours in one step.
+    Jobs are rare and long: an outcome of a namespace may be counted once a month, and ten hours in one step. A series
+    that began within the window counts with the most it was, so that it still does when its replica is gone.
     """
-    rise = f"({selector} unless {selector} offset {window}) or increase({selector}[{window}])"
+    rise = f"(max_over_time({selector}[{window}]) unless {selector} offset {window}) or increase({selector}[{window}])"
     return f"sum{f' by ({by})' if by else ''} ({rise})"
 
 

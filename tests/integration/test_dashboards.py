@@ -15,6 +15,7 @@ from operator_jobs import COMPLETE, job, last_words, pod_token, report, report_p
 from testbed.client import eventually
 from testbed.cluster import Cluster, Namespace
 from testbed.operator_process import OperatorProcess
+from testbed.processes import HOST
 from testbed.prometheus import Prometheus
 
 pytest_plugins = ["testbed.plugin"]
@@ -28,6 +29,7 @@ QUERIES = {
     for panel in dashboard["panels"]
     for target in panel.get("targets", ())
 }
+OPERATOR = "finetune-system"
 VARIABLES = {
     f"{name}: {variable['name']}": variable["query"]["query"]
     for name, dashboard in DASHBOARDS.items()
@@ -70,8 +72,10 @@ VALUES: dict[str, dict[str, float]] = {
 
 @pytest.fixture(scope="module")
 def prometheus(operator: OperatorProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """It scrapes before there is any job, as in a cluster."""
-    with Prometheus.scraping(operator.port, tmp_path_factory.mktemp("prometheus")) as running:
+    """It scrapes before there is any job, and as in a cluster: the target has a namespace, and jobs keep theirs."""
+    target = {"targets": [f"{HOST}:{operator.port}"], "labels": {"namespace": OPERATOR}}
+    how = {"honor_labels": True, "static_configs": [target]}
+    with Prometheus.scraping(operator.port, tmp_path_factory.mktemp("prometheus"), **how) as running:
         yield running
 
 
@@ -105,7 +109,13 @@ def jobs(cluster: Cluster, operator: OperatorProcess, prometheus: Prometheus) ->
 
 def as_grafana_asks(expression: str, namespace: Namespace) -> str:
     """The expression with its variables filled in."""
-    values = {"namespace": namespace.name, "job": "training", "__range": "2m", "__rate_interval": "5m"}
+    values = {
+        "namespace": namespace.name,
+        "job": "training",
+        "operator": ".*",
+        "__range": "2m",
+        "__rate_interval": "5m",
+    }
     return re.sub(r"\$(\w+)", lambda found: values[found[1]], expression)
 
 
@@ -130,6 +140,12 @@ def test_every_panel_has_data(prometheus: Prometheus, jobs: Namespace, question:
         assert by_label(samples) == pytest.approx(VALUES[question])
 
 
+def test_the_table_of_jobs_says_when_each_ended(prometheus: Prometheus, jobs: Namespace) -> None:
+    ended = by_label(prometheus.query(as_grafana_asks(QUERIES["fleet: Jobs H"], jobs)))
+    assert ended.keys() == {"well", "badly"}
+    assert all(0 <= time.time() - milliseconds / 1000 < 300 for milliseconds in ended.values())
+
+
 def test_every_expected_value_is_of_a_panel() -> None:
     assert VALUES.keys() <= QUERIES.keys()
 
@@ -146,10 +162,10 @@ def test_goodput_is_a_share_of_the_time_that_was_spent(prometheus: Prometheus, j
 
 
 @pytest.mark.parametrize("variable", VARIABLES)
-def test_every_variable_has_the_job_among_its_values(prometheus: Prometheus, jobs: Namespace, variable: str) -> None:
+def test_every_variable_has_what_runs_among_its_values(prometheus: Prometheus, jobs: Namespace, variable: str) -> None:
     found = re.fullmatch(r"label_values\((.+), (\w+)\)", VARIABLES[variable])
     assert found is not None
     selector, label = found.groups()
     samples = prometheus.query(as_grafana_asks(f"group by ({label}) ({selector})", jobs))
-    wanted = {"namespace": jobs.name, "name": "training"}[label]
+    wanted = {"fleet: operator": OPERATOR, "job: job": "training"}.get(variable, jobs.name)
     assert wanted in {sample["metric"][label] for sample in samples}

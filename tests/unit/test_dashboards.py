@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from testbed.prometheus import program
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "helm" / "finetune-operator" / "files" / "dashboards"
 DASHBOARDS = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
@@ -59,6 +61,44 @@ def test_every_query_asks_for_documented_metrics(name: str) -> None:
 def test_every_metric_of_jobs_is_on_a_dashboard() -> None:
     shown = {metric for name in DASHBOARDS for expression in expressions(name) for metric in metrics_in(expression)}
     assert {metric for metric in DOCUMENTED if metric.startswith("finetune_")} <= shown
+
+
+def ended(values: str, instance: str = "a") -> dict[str, str]:
+    labels = f'namespace="team",outcome="Failed",reason="StorageFull",instance="{instance}"'
+    return {"series": f"finetune_jobs_ended_total{{{labels}}}", "values": values}
+
+
+@pytest.mark.parametrize(
+    ("series", "count"),
+    [
+        ([ended("_x70 1 2x60")], 2),
+        ([ended("5x70 6 7x60")], 2),
+        ([ended("5x130")], 0),
+        ([ended("_x70 1 2x9 stale"), ended("_x85 1x60", "b")], 3),
+        ([ended("5x70 6x9 stale"), ended("_x85 1x60", "b")], 2),
+        ([ended("5x70 stale")], 0),
+        ([ended("5x30 stale"), ended("_x35 2x100", "b")], 0),
+    ],
+    ids=[
+        "a series that is new", "one that was there", "one that stands still",
+        "its replica is replaced", "its replica is replaced, and had counted before",
+        "its replica is gone, and had counted before only",
+        "its replica was replaced before",
+    ],
+)  # fmt: skip
+def test_what_was_counted_within_the_hour_is_shown_whoever_counted_it(
+    series: list[dict[str, str]], count: float, tmp_path: Path
+) -> None:
+    [panel] = [panel for panel in panels("fleet") if panel["title"] == "Jobs that ended"]
+    expression = panel["targets"][0]["expr"].replace("$namespace", ".*")
+    # `increase` reckons to the ends of the window, and so makes a little more of it.
+    question = {"expr": f"round({expression})", "eval_time": "105m"}
+    answer = [{"labels": '{outcome="Failed"}', "value": count}]
+    test = {"interval": "1m", "input_series": series, "promql_expr_test": [{**question, "exp_samples": answer}]}
+    file = tmp_path / "test.yaml"
+    file.write_text(json.dumps({"rule_files": [], "evaluation_interval": "1m", "tests": [test]}))
+    done = subprocess.run([program("promtool"), "test", "rules", str(file)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("name", DASHBOARDS)
