@@ -46,7 +46,9 @@ def test_without_its_packages_it_says_how_to_get_them(
 ) -> None:
     monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
     assert command.main(["list"]) == 1
-    assert "pip install 'finetune-operator[cli]'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "pip install '.[cli]'" in said
+    assert "pip install 'finetune-operator" not in said, "it is not on PyPI, where anybody could take the name"
 
 
 def test_finetune_run_needs_no_kubernetes() -> None:

@@ -26,7 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     options = _parser().parse_args(arguments)
     if importlib.util.find_spec("kubernetes") is None or importlib.util.find_spec("rich") is None:
-        print("kubectl finetune: needs pip install 'finetune-operator[cli]'", file=sys.stderr)
+        print(
+            "kubectl finetune: needs the packages of the extra `cli`; in a checkout of the finetune-operator: "
+            "pip install '.[cli]'",
+            file=sys.stderr,
+        )
         return ExitCode.INTERNAL_ERROR
     from finetune_cli.kubectl.cluster import Cluster, ClusterProblem  # takes most of a second
 
