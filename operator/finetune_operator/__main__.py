@@ -35,7 +35,8 @@ def main() -> int:
         settings = from_environment()
     except ValidationError as error:
         for problem in error.errors():
-            logger.error("%s%s: %s", PREFIX, "_".join(map(str, problem["loc"])).upper(), problem["msg"])
+            name, *inner = map(str, problem["loc"])
+            logger.error("%s: %s", ".".join([f"{PREFIX}{name.upper()}", *inner]), problem["msg"])
         return 2
     return asyncio.run(_run(settings))
 

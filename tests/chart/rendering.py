@@ -22,6 +22,7 @@ MANIFESTS = ROOT / "manifests"
 RELEASE = "finetune-operator"
 NAMESPACE = "finetune-system"
 KUBERNETES = "1.36.0"
+_FIELD_VALUES = {"metadata.name": "pod-1", "metadata.namespace": "finetune-system", "status.podIP": "10.0.0.7"}
 
 
 class RenderingError(RuntimeError):
@@ -80,6 +81,22 @@ def one(found: list[Object], kind: str, name: str = "") -> Object:
     matching = [each for each in of_kind(found, kind) if name in ("", each["metadata"]["name"])]
     assert len(matching) == 1, [each["metadata"]["name"] for each in matching]
     return matching[0]
+
+
+def container(found: list[Object]) -> Object:
+    """The operator's only container."""
+    only: list[Object] = one(found, "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert len(only) == 1
+    return only[0]
+
+
+def environment(found: list[Object]) -> dict[str, str]:
+    """What the process finds in its environment, with what the kubelet fills in."""
+
+    def value(entry: Object) -> str:
+        return entry["value"] if "value" in entry else _FIELD_VALUES[entry["valueFrom"]["fieldRef"]["fieldPath"]]
+
+    return {entry["name"]: value(entry) for entry in container(found)["env"]}
 
 
 def _run(command: list[str], stdin: str = "", environment: Mapping[str, str] | None = None) -> str:

@@ -81,22 +81,53 @@ def test_everything_copied_is_in_the_context(name: str) -> None:
     assert not DOCKERFILES[name].with_name("Dockerfile.dockerignore").exists()
 
 
-@pytest.mark.parametrize(("there", "used"), [(["podman", "buildah"], "podman"), (["buildah"], "buildah"), ([], "")])
-def test_make_images_takes_what_is_there(tmp_path: Path, there: list[str], used: str) -> None:
+def make_images(folder: Path, there: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
+    """What the script does where these programs are; they print how they are called."""
     for program in there:
-        (tmp_path / program).write_text(f'#!/bin/sh\necho {program} "$@"\n')
-        (tmp_path / program).chmod(0o755)
+        (folder / program).write_text(f'#!/bin/sh\necho {program} "$@"\n')
+        (folder / program).chmod(0o755)
     for program in ("sed", "dirname"):
-        (tmp_path / program).symlink_to(
+        (folder / program).symlink_to(
             f"/usr/bin/{program}" if Path(f"/usr/bin/{program}").exists() else f"/bin/{program}"
         )
-    done = subprocess.run(
+    return subprocess.run(
         ["/bin/sh", str(ROOT / "scripts" / "images.sh")],
-        env={"PATH": str(tmp_path), "REGISTRY": "registry.example.com/ml", "TAG": "1", "PUSH": "1", "TARGET": "code"},
+        env={"PATH": str(folder), "REGISTRY": "registry.example.com/ml", "TAG": "1", "TARGET": "code", **variables},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+@pytest.mark.parametrize(
+    ("variables", "platform"),
+    [
+        ({}, ""),
+        ({"PUSH": "1"}, "linux/amd64"),
+        ({"PUSH": "1", "PLATFORM": "linux/arm64"}, "linux/arm64"),
+        ({"PLATFORM": "linux/arm64"}, "linux/arm64"),
+    ],
+)
+def test_what_is_pushed_is_for_the_nodes_and_not_for_the_laptop(
+    tmp_path: Path, variables: dict[str, str], platform: str
+) -> None:
+    done = make_images(tmp_path, ["podman"], **variables)
+    assert done.returncode == 0, done.stderr
+    builds = [line for line in done.stdout.splitlines() if " build " in line]
+    given = [re.findall(r" --platform (\S+)", line) for line in builds]
+    assert given == [[platform] if platform else []] * 2
+    assert done.stderr.count(f"for {platform or 'this machine'}\n") == 2
+
+
+def test_one_platform_is_built_at_a_time(tmp_path: Path) -> None:
+    done = make_images(tmp_path, ["podman"], PLATFORM="linux/amd64,linux/arm64")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "error: PLATFORM=linux/amd64,linux/arm64 names several" in done.stderr
+
+
+@pytest.mark.parametrize(("there", "used"), [(["podman", "buildah"], "podman"), (["buildah"], "buildah"), ([], "")])
+def test_make_images_takes_what_is_there(tmp_path: Path, there: list[str], used: str) -> None:
+    done = make_images(tmp_path, there, PUSH="1")
     if not used:
         assert done.returncode == 1
         assert "install one of them" in done.stderr
@@ -104,8 +135,9 @@ def test_make_images_takes_what_is_there(tmp_path: Path, there: list[str], used:
     assert done.stdout.splitlines() == [
         f"{used} {line}"
         for name, file in (("operator", "operator/Dockerfile"), ("trainer", "trainer-image/Dockerfile"))
+        for image in (f"registry.example.com/ml/finetune-{name}:1",)
         for line in (
-            f"build --file {file} --tag registry.example.com/ml/finetune-{name}:1 --target code .",
-            f"push registry.example.com/ml/finetune-{name}:1",
+            f"build --file {file} --tag {image} --platform linux/amd64 --target code .",
+            f"push {image}",
         )
     ]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from chart.rendering import Chart, Object, of_kind, one
+from chart.rendering import Chart, Object, RenderingError, of_kind, one
 from chart.value_sets import VALUE_SETS
 
 TRAINER = {"finetune-operator.io/job-name": "tuned", "app.kubernetes.io/name": "finetune-job"}
@@ -39,6 +39,7 @@ def allows(rules: list[Object], side: str, peer: Any, port: int, own: dict[str, 
     def is_port(rule: Object) -> bool:
         return "ports" not in rule or any(each["port"] == port for each in rule["ports"])
 
+    assert all(rule.get(side) != [] for rule in rules), "an empty list lets everything through"
     return any(is_port(rule) and (side not in rule or any(map(is_peer, rule[side]))) for rule in rules)
 
 
@@ -101,6 +102,76 @@ def test_training_pods_reach_the_hub_and_no_private_address(chart: Chart) -> Non
     assert not [
         address for address in (*private, "::1", "fd00::1", "fe80::1", "::ffff:a9fe:a9fe") if goes_out(address, 443)
     ]
+
+
+@pytest.mark.parametrize(
+    ("values", "answers", "silent"),
+    [
+        ("closed-tightly", [("kube-system", 53)], [("openshift-dns", 5353), ("openshift-dns", 53)]),
+        ("openshift", [("openshift-dns", 5353)], [("kube-system", 53), ("openshift-dns", 53)]),
+        ("closed-and-fronted", [("169.254.20.10", 53), ("10.96.0.10", 53)], [("kube-system", 53), ("10.96.0.11", 53)]),
+    ],
+)
+def test_both_kinds_of_pods_reach_dns_where_it_is(
+    chart: Chart, values: str, answers: list[tuple[str, int]], silent: list[tuple[str, int]]
+) -> None:
+    policies = of_kind(chart.render(VALUE_SETS[values]), "NetworkPolicy")
+    assert len(policies) >= 2
+    for policy in policies:
+        for wanted, places in ((True, answers), (False, silent)):
+            for place, port in places:
+                address = place[0].isdigit()
+                peer = place if address else ({"kubernetes.io/metadata.name": place}, STRANGER)
+                assert allows(policy["spec"]["egress"], "to", peer, port, TEAM) is wanted, (place, port)
+
+
+def test_more_is_let_through_by_rules_of_ones_own(chart: Chart) -> None:
+    found = {each["metadata"]["name"]: each for each in of_kind(fronted(chart), "NetworkPolicy")}
+    outwards = found["finetune-operator-training"]["spec"]["egress"]
+    storage = {"kubernetes.io/metadata.name": "storage"}
+    assert allows(outwards, "to", (storage, {"app": "minio"}), 9000, TEAM)
+    assert not allows(outwards, "to", (storage, {"app": "minio"}), 443, TEAM)
+    assert not allows(outwards, "to", (storage, STRANGER), 9000, TEAM)
+    assert not allows(outwards, "to", "18.164.1.1", 9000, TEAM)
+    assert allows(outwards, "to", "10.7.1.1", 8443, TEAM)
+    assert not allows(outwards, "to", "10.7.9.1", 8443, TEAM)
+    inwards = found["finetune-operator"]["spec"]["ingress"]
+    assert allows(inwards, "from", ({"kubernetes.io/metadata.name": "gateways"}, STRANGER), 8443, {})
+    assert not allows(inwards, "from", (TEAM, STRANGER), 8443, {})
+
+
+def fronted(chart: Chart) -> list[Object]:
+    return chart.render(VALUE_SETS["closed-and-fronted"])
+
+
+CLOSED = {"enabled": True, "training": {"namespaces": ["team-a"]}}
+RULE = {"ipBlock": {"cidr": "10.7.0.1/32"}}
+
+
+@pytest.mark.parametrize("url", ["https://tuner.example.com", "https://10.96.0.51:8443", "https://10.96.0.50"])
+def test_a_way_to_the_progress_server_that_is_closed_is_no_silent_one(chart: Chart, url: str) -> None:
+    progress = {"url": url, "service": {"clusterIP": "10.96.0.50"}}
+
+    def refusal(policy: Object) -> str:
+        with pytest.raises(RenderingError) as caught:
+            chart.render({"progress": progress, "networkPolicy": policy})
+        return str(caught.value)
+
+    host, _, port = url.removeprefix("https://").partition(":")
+    for name, policy in (
+        ("networkPolicy.extraIngress", {**CLOSED, "training": {}}),
+        ("networkPolicy.training.extraEgress", {**CLOSED, "enabled": False}),
+    ):
+        said = refusal(policy)
+        assert f"{name}: progress.url leads to {host}, port {port or 443}, and not to the Service, port 8443" in said
+    given = {"extraIngress": [{"from": [RULE]}], "training": {**CLOSED["training"], "extraEgress": [{"to": [RULE]}]}}
+    assert chart.render({"progress": progress, "networkPolicy": {**CLOSED, **given}})
+
+
+@pytest.mark.parametrize("host", ["10.96.0.50", "finetune-operator-progress.finetune-system.svc.corp.example"])
+def test_another_name_of_the_service_leads_to_it(chart: Chart, host: str) -> None:
+    progress = {"url": f"https://{host}:8443", "service": {"clusterIP": "10.96.0.50"}}
+    assert chart.render({"progress": progress, "networkPolicy": CLOSED})
 
 
 def test_without_limits_the_api_server_may_be_anywhere(chart: Chart) -> None:

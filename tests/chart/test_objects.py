@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
-from chart.rendering import FOLDER, MANIFESTS, Chart, Object, of_kind, one
+from chart.rendering import FOLDER, MANIFESTS, Chart, Object, container, environment, of_kind, one
 from chart.value_sets import DIGEST, VALUE_SETS
 from finetune_operator.host.settings import OperatorSettings, from_environment
+from testbed.prometheus import program
 
 CRD_FILE = MANIFESTS / "crds" / "finetunejobs.yaml"
-FIELD_VALUES = {"metadata.name": "pod-1", "metadata.namespace": "finetune-system", "status.podIP": "10.0.0.7"}
 
 
 @pytest.fixture(params=VALUE_SETS)
@@ -25,21 +25,6 @@ def rendered(chart: Chart, request: pytest.FixtureRequest) -> list[Object]:
 
 def render(chart: Chart, values: str, **options: str) -> list[Object]:
     return chart.render(VALUE_SETS[values], **options)
-
-
-def container(found: list[Object]) -> Object:
-    only: list[Object] = one(found, "Deployment")["spec"]["template"]["spec"]["containers"]
-    assert len(only) == 1
-    return only[0]
-
-
-def environment(found: list[Object]) -> dict[str, str]:
-    """What the process finds in its environment, with what the kubelet fills in."""
-
-    def value(entry: Object) -> str:
-        return entry["value"] if "value" in entry else FIELD_VALUES[entry["valueFrom"]["fieldRef"]["fieldPath"]]
-
-    return {entry["name"]: value(entry) for entry in container(found)["env"]}
 
 
 def test_every_rendering_is_whole(rendered: list[Object]) -> None:
@@ -69,6 +54,11 @@ def test_settings_reach_the_operator(chart: Chart) -> None:
     assert from_environment(environment(render(chart, "one-namespace"))).watch_namespace == "team-a"
     assert from_environment(environment(render(chart, "tags"))).image_pull_policy == "Never"
     assert from_environment(environment(render(chart, "large-models"))).ephemeral_storage == "500Gi"
+    assert from_environment(environment(render(chart, "openshift"))).fixed_user is False
+    pools = from_environment(environment(render(chart, "gpu-pools")))
+    assert pools.gpu_runtime_class_name == "nvidia"
+    assert [each.key for each in pools.gpu_tolerations] == ["sku", "amd.com/gpu"]
+    assert from_environment(environment(render(chart, "untolerated"))).gpu_tolerations == ()
 
 
 def test_defaults_are_the_operators_own(chart: Chart) -> None:
@@ -92,6 +82,18 @@ def test_pods_are_restricted(rendered: list[Object]) -> None:
         "capabilities": {"drop": ["ALL"]},
     }
     assert {kind for volume in pod.get("volumes", []) for kind in volume} <= {"name", "secret"}
+
+
+USER_FIELDS = ("runAsUser", "runAsGroup", "fsGroup")
+
+
+def test_the_user_is_the_images_or_the_clusters_choice(chart: Chart) -> None:
+    def users(values: str) -> list[Any]:
+        pod = one(render(chart, values), "Deployment")["spec"]["template"]["spec"]
+        return [where.get(field) for where in (pod["securityContext"], *pod["containers"]) for field in USER_FIELDS]
+
+    assert users("defaults")[:3] == [65532] * 3
+    assert set(users("openshift")) == {None}
 
 
 def test_selectors_find_the_pods(rendered: list[Object]) -> None:
@@ -151,6 +153,20 @@ def test_pods_go_where_they_are_sent(chart: Chart) -> None:
     assert template["spec"]["priorityClassName"] == "system-cluster-critical"
     assert template["metadata"]["labels"]["team"] == "platform"
     assert template["metadata"]["annotations"]["example.com/note"] == "kept"
+
+
+def test_replicas_are_kept_apart_as_it_is_told(chart: Chart) -> None:
+    pod = one(render(chart, "kept-apart"), "Deployment")["spec"]["template"]["spec"]
+    assert pod["affinity"] == VALUE_SETS["kept-apart"]["affinity"]
+    assert "affinity" not in one(chart.render(), "Deployment")["spec"]["template"]["spec"]
+
+
+def test_the_replicas_of_an_upgrade_are_spread_among_themselves(rendered: list[Object]) -> None:
+    """Counted with those before them, both may end on one node."""
+    template = one(rendered, "Deployment")["spec"]["template"]
+    [spread] = template["spec"]["topologySpreadConstraints"]
+    assert spread["labelSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    assert spread["matchLabelKeys"] == ["pod-template-hash"]
 
 
 def test_the_defaults_make_nothing_that_needs_another_operator(chart: Chart) -> None:
@@ -277,11 +293,62 @@ def test_two_namespaced_releases_of_one_name_share_nothing(chart: Chart) -> None
     assert not identities("team-a") & identities("team-b")
 
 
-def test_alerts_are_the_file_of_the_chart(chart: Chart) -> None:
+def test_alerts_are_the_file_of_the_chart_for_the_release(chart: Chart) -> None:
     found = render(chart, "monitored")
-    file = FOLDER / "files" / "alerts.yaml"
-    assert one(found, "PrometheusRule")["spec"] == yaml.safe_load(file.read_text())
+    text = (FOLDER / "files" / "alerts.yaml").read_text()
+    assert 'namespace=~".*"' in text
+    ours = yaml.safe_load(text.replace('namespace=~".*"', 'namespace="finetune-system"'))
+    assert one(found, "PrometheusRule")["spec"] == ours
     assert one(found, "PrometheusRule")["metadata"]["labels"]["release"] == "prometheus"
+
+
+def alerts(chart: Chart, values: Object, namespace: str) -> dict[str, Object]:
+    rule = one(chart.render(values, namespace=namespace), "PrometheusRule")
+    return {each["alert"]: each for group in rule["spec"]["groups"] for each in group["rules"]}
+
+
+def test_each_release_watches_over_its_own_operator(chart: Chart) -> None:
+    for namespace in ("team-a", "team-b"):
+        values = {"watchNamespace": namespace, "monitoring": {"prometheusRule": {"enabled": True}}}
+        of_operator = {
+            name: rule["expr"]
+            for name, rule in alerts(chart, values, namespace).items()
+            if name.startswith("FineTuneOperator")
+        }
+        assert len(of_operator) == 4
+        assert all(f'namespace="{namespace}"' in expr for expr in of_operator.values())
+
+
+def test_a_release_that_is_gone_is_told_though_another_is_scraped(chart: Chart, tmp_path: Path) -> None:
+    values = {"watchNamespace": "team-a", "monitoring": {"prometheusRule": {"enabled": True}}}
+    down = alerts(chart, values, "team-a")["FineTuneOperatorDown"]
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": [{"name": "operator", "rules": [down]}]}))
+    labels = {**down["labels"], "name": "finetunejob", "namespace": "team-a"}
+    fires = {"exp_labels": labels, "exp_annotations": down["annotations"]}
+    series = 'leader_election_master_status{name="finetunejob",namespace="team-b"}'
+    test = {
+        "interval": "1m",
+        "input_series": [{"series": series, "values": "1x20"}],
+        "alert_rule_test": [{"eval_time": "10m", "alertname": "FineTuneOperatorDown", "exp_alerts": [fires]}],
+    }
+    (tmp_path / "test.yaml").write_text(yaml.safe_dump({"rule_files": ["rules.yaml"], "tests": [test]}))
+    command = [program("promtool"), "test", "rules", str(tmp_path / "test.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_alerts_lead_to_their_runbooks_address(chart: Chart) -> None:
+    url = "https://git.example.com/finetune-operator/docs/runbooks.md"
+    values = {"monitoring": {"prometheusRule": {"enabled": True, "runbookUrl": url}}}
+    for name, rule in alerts(chart, values, "finetune-system").items():
+        assert rule["annotations"]["runbook_url"] == f"{url}#{name.lower()}"
+        assert "runbook" not in rule["annotations"]
+
+
+@pytest.mark.parametrize("reports", [True, False])
+def test_a_job_that_reports_nothing_alerts_only_where_reports_are_taken(chart: Chart, reports: bool) -> None:
+    values = {"progress": {"enabled": reports}, "monitoring": {"prometheusRule": {"enabled": True}}}
+    assert ("FineTuneJobSilent" in alerts(chart, values, "finetune-system")) is reports
 
 
 def test_dashboards_are_the_files_of_the_chart(chart: Chart) -> None:

@@ -9,9 +9,15 @@ from typing import Any
 
 import pytest
 
-from chart.rendering import Chart, Object, of_kind, one
+from chart.documented import EXAMPLES
+from chart.foreign_kinds import FOREIGN_KINDS, crd_name, foreign_crd
+from chart.rendering import Chart, Object, environment, of_kind, one
 from chart.value_sets import VALUE_SETS
 from contract_cases import VALID_SPECS, spec_fields, valid_job
+from finetune_api.manifest import parse_job
+from finetune_operator.host.settings import from_environment
+from finetune_operator.plan.builders.pod import build_pod_template
+from finetune_operator.plan.run import make_run
 from testbed.apiserver import ApiServer
 from testbed.client import eventually
 from testbed.operator_process import install_crd
@@ -19,53 +25,6 @@ from testbed.operator_process import install_crd
 pytestmark = pytest.mark.integration
 
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted", "pod-security.kubernetes.io/warn": "restricted"}
-TEXT: Object = {"type": "string"}
-FLAG: Object = {"type": "boolean"}
-LABELS: Object = {"type": "object", "additionalProperties": TEXT}
-
-
-def fields(**properties: Object) -> Object:
-    return {"type": "object", "properties": properties}
-
-
-def array(of: Object) -> Object:
-    return {"type": "array", "items": of}
-
-
-RULE = fields(alert=TEXT, expr=TEXT, labels=LABELS, annotations=LABELS, keep_firing_for=TEXT, **{"for": TEXT})
-KEY = fields(name=TEXT, key=TEXT)
-ENDPOINT = fields(
-    port=TEXT,
-    interval=TEXT,
-    honorLabels=FLAG,
-    scheme={**TEXT, "enum": ["http", "https"]},
-    bearerTokenFile=TEXT,
-    authorization=fields(type=TEXT, credentials=KEY),
-    tlsConfig=fields(serverName=TEXT, ca=fields(secret=KEY)),
-)
-# What other operators bring: the fields of their published schemas that are used here. Any other is refused as unknown.
-FOREIGN_KINDS = {
-    "ServiceMonitor": (
-        "monitoring.coreos.com",
-        fields(selector=fields(matchLabels=LABELS), endpoints=array(ENDPOINT)),
-    ),
-    "PrometheusRule": (
-        "monitoring.coreos.com",
-        fields(groups=array(fields(name=TEXT, interval=TEXT, rules=array(RULE)))),
-    ),
-    "Certificate": (
-        "cert-manager.io",
-        fields(
-            secretName=TEXT,
-            privateKey=fields(algorithm={**TEXT, "enum": ["RSA", "ECDSA", "Ed25519"]}, size={"type": "integer"}),
-            duration=TEXT,
-            renewBefore=TEXT,
-            dnsNames=array(TEXT),
-            ipAddresses=array(TEXT),
-            issuerRef=fields(name=TEXT, kind=TEXT, group=TEXT),
-        ),
-    ),
-}
 ALLOWED = {"models": "hf://allowed/name", "data": "hf://datasets/allowed/name", "outputs": "pvc://models/tuned"}
 FOREIGN = {"models": "hf://foreign/name", "data": "hf://datasets/foreign/name", "outputs": "pvc://foreign/tuned"}
 SOURCES = {"models": ["hf://allowed/"], "data": ["hf://datasets/allowed/"], "outputs": ["pvc://models/"]}
@@ -76,27 +35,6 @@ def kubectl(server: ApiServer, *arguments: str, stdin: list[Object] | None = Non
     done = server.kubectl(*arguments, stdin=text)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def foreign_crd(kind: str) -> Object:
-    group, spec = FOREIGN_KINDS[kind]
-    singular = kind.lower()
-    schema = {"openAPIV3Schema": fields(spec=spec)}
-    return {
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": {"name": crd_name(kind)},
-        "spec": {
-            "group": group,
-            "scope": "Namespaced",
-            "names": {"kind": kind, "plural": f"{singular}s", "singular": singular, "listKind": f"{kind}List"},
-            "versions": [{"name": "v1", "served": True, "storage": True, "schema": schema}],
-        },
-    }
-
-
-def crd_name(kind: str) -> str:
-    return f"{kind.lower()}s.{FOREIGN_KINDS[kind][0]}"
 
 
 @pytest.fixture(scope="module")
@@ -141,12 +79,59 @@ def test_every_object_is_accepted_without_a_warning(chart: Chart, server: ApiSer
     assert len(said.splitlines()) == len(found) + 1
 
 
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        (("--namespace=finetune-system", f"--filename={EXAMPLES / 'kind' / 'files.yaml'}"), 3),
+        ((f"--kustomize={EXAMPLES / 'gitops' / 'finetune' / 'jobs'}",), 3),
+    ],
+    ids=["kind", "gitops"],
+)
+def test_the_examples_are_accepted_without_a_warning(server: ApiServer, options: tuple[str, ...], count: int) -> None:
+    said = kubectl(
+        server,
+        *("apply", "--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict"),
+        *("--warnings-as-errors", *options),
+    )
+    assert len(said.splitlines()) == count
+
+
 def test_a_pod_that_is_not_restricted_would_be_refused(chart: Chart, server: ApiServer) -> None:
     """That the namespace is what the other tests take it for."""
     pod = pod_of(chart.render())
     del pod["spec"]["containers"][0]["securityContext"]["capabilities"]
     done = server.kubectl("apply", "--dry-run=server", "--filename=-", stdin=json.dumps(pod))
     assert "violates PodSecurity" in done.stderr
+
+
+@pytest.fixture
+def nvidia_runtime(server: ApiServer) -> Iterator[None]:
+    """Without it the API server refuses pods that name it."""
+    made = {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "nvidia"}, "handler": "nvidia"}
+    kubectl(server, "create", "--filename=-", stdin=[made])
+    yield
+    kubectl(server, "delete", "runtimeclass/nvidia")
+
+
+@pytest.mark.security(1)
+@pytest.mark.usefixtures("nvidia_runtime")
+@pytest.mark.parametrize("values", ["defaults", "gpu-pools", "untolerated", "openshift"])
+def test_training_pods_of_these_settings_are_accepted_and_restricted(
+    chart: Chart, server: ApiServer, values: str
+) -> None:
+    settings = from_environment(environment(chart.render(VALUE_SETS[values]))).pod_settings()
+    template = build_pod_template(make_run("team-a", "tuned", "u1", parse_job(valid_job()).spec), settings)
+    template["metadata"] |= {"name": "tuned", "namespace": "team-a"}
+    pod = {"apiVersion": "v1", "kind": "Pod", **template}
+    # Nothing makes it here, where no controllers are.
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": "team-a"}}
+    kubectl(server, "apply", "--filename=-", stdin=[account])
+    options = ("--dry-run=server", "--validate=strict", "--warnings-as-errors", "--output=json")
+    accepted = json.loads(kubectl(server, "create", *options, "--filename=-", stdin=[pod]))
+    assert accepted["spec"].get("runtimeClassName", "") == ("nvidia" if values == "gpu-pools" else "")
+    keys = [each["key"] for each in accepted["spec"].get("tolerations", []) if "node.kubernetes.io" not in each["key"]]
+    assert keys == {"gpu-pools": ["sku", "amd.com/gpu"], "untolerated": []}.get(values, ["nvidia.com/gpu"])
+    assert ("runAsUser" in accepted["spec"]["securityContext"]) is (values != "openshift")
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +142,7 @@ def policies(chart: Chart, server: ApiServer) -> Iterator[ApiServer]:
     policy = {"sources": {"enabled": True, **SOURCES}, "images": images, "namespaceLabels": labels}
     kinds = ("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
     made = [each for each in chart.render({"admissionPolicy": policy}) if each["kind"] in kinds]
-    assert len(made) == 4
+    assert len(made) == 6
     kubectl(server, "apply", "--warnings-as-errors", "--filename=-", stdin=made)
     account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": "team-a"}}
     kubectl(server, "apply", "--filename=-", stdin=[account])

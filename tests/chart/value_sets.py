@@ -8,6 +8,16 @@ ON = {"enabled": True}
 PLAIN = {"progress": {"enabled": False}, "metrics": {"secure": False}}
 """Nothing is served over TLS."""
 READERS = [{"namespace": "monitoring", "name": "prometheus"}, {"namespace": "team-a", "name": "scraper"}]
+IN_THE_SYSTEMS_POOL = {"matchExpressions": [{"key": "pool", "operator": "In", "values": ["system"]}]}
+NODES_WITH_REPLICAS = {
+    "topologyKey": "kubernetes.io/hostname",
+    "labelSelector": {"matchLabels": {"app.kubernetes.io/name": "finetune-operator"}},
+}
+GATEWAY = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "gateways"}}}
+STORE = {
+    "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "storage"}},
+    "podSelector": {"matchLabels": {"app": "minio"}},
+}
 DIGEST = "sha256:" + "0a" * 32
 
 VALUE_SETS: dict[str, dict[str, Any]] = {
@@ -56,6 +66,23 @@ VALUE_SETS: dict[str, dict[str, Any]] = {
     },
     "tags": {"image": {"tag": "1.2.3"}, "trainer": {"image": {"tag": "4.5.6", "pullPolicy": "Never"}}},
     "large-models": {"trainer": {"ephemeralStorage": "500Gi"}},
+    "gpu-pools": {
+        "trainer": {
+            "gpu": {
+                "runtimeClassName": "nvidia",
+                "tolerations": [{"key": "sku", "value": "gpu", "effect": "NoSchedule"}, {"key": "amd.com/gpu"}],
+            }
+        }
+    },
+    "untolerated": {"trainer": {"gpu": {"tolerations": []}}},
+    "openshift": {
+        "securityContext": {"fixedUser": False},
+        "networkPolicy": {
+            **ON,
+            "dns": {"namespaces": ["openshift-dns"], "ports": [5353]},
+            "training": {"namespaces": ["team-a"]},
+        },
+    },
     "settings": {
         "workers": 4,
         "resyncSeconds": 60.5,
@@ -71,6 +98,20 @@ VALUE_SETS: dict[str, dict[str, Any]] = {
         "podAnnotations": {"example.com/note": "kept"},
         "resources": {"requests": {"cpu": "", "memory": "1Gi"}, "limits": {"cpu": "2", "memory": ""}},
     },
+    "kept-apart": {
+        "affinity": {
+            "nodeAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [IN_THE_SYSTEMS_POOL]},
+                "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 5, "preference": IN_THE_SYSTEMS_POOL}],
+            },
+            "podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [NODES_WITH_REPLICAS]},
+            "podAffinity": {
+                "preferredDuringSchedulingIgnoredDuringExecution": [
+                    {"weight": 100, "podAffinityTerm": {**NODES_WITH_REPLICAS, "namespaces": ["monitoring"]}}
+                ]
+            },
+        }
+    },
     "unlimited": {"resources": {"requests": {"cpu": "", "memory": ""}, "limits": {"memory": ""}}},
     "closed": {"networkPolicy": ON},
     "closed-plain": {"networkPolicy": ON, **PLAIN},
@@ -82,12 +123,30 @@ VALUE_SETS: dict[str, dict[str, Any]] = {
             "training": {"namespaces": ["team-a", "team-b"], "publicPorts": [443, 9000], "cidrs": ["10.5.0.0/16"]},
         }
     },
+    "closed-and-fronted": {
+        "progress": {"url": "https://tuner.example.com:8443"},
+        "networkPolicy": {
+            **ON,
+            "extraIngress": [{"from": [GATEWAY], "ports": [{"port": 8443}]}],
+            "dns": {"namespaces": [], "cidrs": ["169.254.20.10/32", "10.96.0.10/32"]},
+            "training": {
+                "namespaces": ["team-a"],
+                "extraEgress": [
+                    {"to": [{"ipBlock": {"cidr": "10.7.0.0/16", "except": ["10.7.9.0/24"]}}]},
+                    {"to": [STORE], "ports": [{"port": 9000, "protocol": "TCP"}]},
+                ],
+            },
+        },
+    },
     "monitored": {
         "monitoring": {
             "serviceMonitor": {**ON, "interval": "10s", "labels": {"release": "prometheus"}},
             "prometheusRule": {**ON, "labels": {"release": "prometheus"}},
             "dashboards": {**ON, "annotations": {"grafana_folder": "ML"}},
         }
+    },
+    "monitored-with-runbooks": {
+        "monitoring": {"prometheusRule": {**ON, "runbookUrl": "https://git.example.com/docs/runbooks.md"}}
     },
     "monitored-plain": {"monitoring": {"serviceMonitor": ON}, **PLAIN},
     "policies": {

@@ -14,15 +14,18 @@ START_SECONDS = 60.0
 
 
 @contextmanager
-def controllers(server: ApiServer, *, real_nodes: bool = False) -> Iterator[None]:
+def controllers(server: ApiServer, *, real_nodes: bool = False, own_accounts: bool = False) -> Iterator[None]:
     """Start both and wait until they work; stop them at the end.
 
     A node that no kubelet reports for would be declared dead, so nodes are watched only where they are real.
+    With accounts of their own, as in most clusters, what a controller does is not the administrator's doing.
 
     CRDs should be there before: the garbage collector looks for new kinds every
     half minute only.
     """
-    manager = ServerProcess("kube-controller-manager", _manager_command(server, real_nodes), server.folder)
+    manager = ServerProcess(
+        "kube-controller-manager", _manager_command(server, real_nodes, own_accounts), server.folder
+    )
     scheduler = ServerProcess("kube-scheduler", _scheduler_command(server), server.folder)
     with ExitStack() as stack:
         for process in (manager, scheduler):
@@ -31,7 +34,7 @@ def controllers(server: ApiServer, *, real_nodes: bool = False) -> Iterator[None
         yield
 
 
-def _manager_command(server: ApiServer, real_nodes: bool) -> list[str]:
+def _manager_command(server: ApiServer, real_nodes: bool, own_accounts: bool) -> list[str]:
     return [
         str(server.binaries.folder / "kube-controller-manager"),
         f"--kubeconfig={server.kubeconfig}",
@@ -40,6 +43,7 @@ def _manager_command(server: ApiServer, real_nodes: bool) -> list[str]:
         f"--service-account-private-key-file={server.key_file}",
         f"--root-ca-file={server.ca_file}",
         f"--controllers={'*' if real_nodes else '*,-node-lifecycle-controller'}",
+        f"--use-service-account-credentials={str(own_accounts).lower()}",
         "--concurrent-gc-syncs=5",
     ]
 

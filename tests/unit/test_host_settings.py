@@ -45,6 +45,10 @@ def test_values_are_typed() -> None:
         ("HTTP_PORT", "-1"),
         ("PROGRESS_PORT", "x"),
         ("WROKERS", "4"),
+        ("FIXED_USER", "perhaps"),
+        ("GPU_RUNTIME_CLASS_NAME", "N V"),
+        ("GPU_TOLERATIONS", "nvidia.com/gpu"),
+        ("GPU_TOLERATIONS", "{}"),
         ("PROGRESS_KEY", "tls.key"),
         ("METRICS_PORT", "65536"),
         ("METRICS_KEY", "tls.key"),
@@ -58,6 +62,33 @@ def test_a_wrong_value_is_refused_with_the_variables_name(
     assert main() == 2
     assert f"FINETUNE_{variable}: " in caplog.text
     assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "place"),
+    [('[{"key": "gpu", "operator": "In"}]', "0.operator"), ('[{"key": "gpu"}, {}]', "1.key")],
+)
+def test_a_wrong_part_of_a_value_is_named_below_its_variable(
+    given: str, place: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, value in {**IMAGE, "FINETUNE_GPU_TOLERATIONS": given}.items():
+        monkeypatch.setenv(name, value)
+    assert main() == 2
+    assert f"FINETUNE_GPU_TOLERATIONS.{place}: " in caplog.text
+
+
+def test_pods_with_gpus_tolerate_the_common_taint_of_their_nodes_unless_told_otherwise() -> None:
+    common = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+    assert [each.to_json() for each in from_environment(IMAGE).pod_settings().gpu_tolerations] == [common]
+    given = from_environment({**IMAGE, "FINETUNE_GPU_TOLERATIONS": "[]", "FINETUNE_GPU_RUNTIME_CLASS_NAME": "nvidia"})
+    assert given.pod_settings().gpu_tolerations == ()
+    assert given.pod_settings().gpu_runtime_class_name == "nvidia"
+    assert from_environment(IMAGE).pod_settings().gpu_runtime_class_name == ""
+
+
+def test_the_user_is_fixed_unless_told_otherwise() -> None:
+    assert from_environment(IMAGE).pod_settings().fixed_user is True
+    assert from_environment({**IMAGE, "FINETUNE_FIXED_USER": "false"}).pod_settings().fixed_user is False
 
 
 def test_without_an_image_the_operator_says_which_variable_is_missing(

@@ -12,12 +12,14 @@ from pydantic import ValidationError
 from contract_cases import VALID_SPECS, changed, valid_job
 from finetune_api.manifest import parse_job
 from finetune_api.run import Run
+from finetune_api.v1alpha1.scheduling import TaintEffect, Toleration
 from finetune_operator.plan import names
 from finetune_operator.plan.builders.pod import build_pod_template
 from finetune_operator.plan.run import make_run
 from finetune_operator.plan.settings import PodSettings
 from plan_builders import SETTINGS
 
+USER_FIELDS = ("runAsUser", "runAsGroup", "fsGroup")
 REPORTING = replace(SETTINGS, progress_url="https://progress.example:8443", progress_ca="PEM")
 
 
@@ -64,7 +66,7 @@ def test_the_pod_is_within_the_restricted_standard() -> None:
     template = built()
     pod, trainer = template["spec"]["securityContext"], container(template)["securityContext"]
     assert pod["runAsNonRoot"] is True
-    assert pod["runAsUser"] == SETTINGS.user_id > 0
+    assert [pod[field] for field in USER_FIELDS] == [65532] * 3
     assert pod["seccompProfile"] == {"type": "RuntimeDefault"}
     assert trainer["allowPrivilegeEscalation"] is False
     assert trainer["readOnlyRootFilesystem"] is True
@@ -161,6 +163,37 @@ def test_what_a_user_may_shape_is_in_the_pod() -> None:
 def test_a_users_label_cannot_replace_one_of_ours() -> None:
     with pytest.raises(ValidationError, match="are not for users"):
         built(pod={"labels": {"app.kubernetes.io/managed-by": "me"}})
+
+
+SPOT = {"key": "spot", "operator": "Exists"}
+POOL = Toleration(key="sku", value="gpu", effect=TaintEffect.NO_SCHEDULE)
+ON_GPU_NODES = replace(SETTINGS, gpu_runtime_class_name="nvidia", gpu_tolerations=(POOL,))
+
+
+def test_pods_with_gpus_tolerate_what_the_administrator_taints_gpu_nodes_with() -> None:
+    template = built(ON_GPU_NODES, pod={"tolerations": [SPOT, POOL.to_json()]}, resources={"gpusPerNode": 2})
+    assert template["spec"]["tolerations"] == [SPOT, POOL.to_json()]
+    assert built(ON_GPU_NODES)["spec"]["tolerations"] == [POOL.to_json()]
+    assert built(ON_GPU_NODES)["spec"]["runtimeClassName"] == "nvidia"
+
+
+def test_pods_without_gpus_stay_off_gpu_nodes() -> None:
+    spec = built(ON_GPU_NODES, resources={"gpusPerNode": 0})["spec"]
+    assert not {"tolerations", "runtimeClassName"} & spec.keys()
+    spec = built(ON_GPU_NODES, pod={"tolerations": [SPOT]}, resources={"gpusPerNode": 0})["spec"]
+    assert spec["tolerations"] == [SPOT]
+
+
+def test_without_a_runtime_class_the_clusters_default_is_taken() -> None:
+    assert "runtimeClassName" not in built(replace(ON_GPU_NODES, gpu_runtime_class_name=""))["spec"]
+
+
+@pytest.mark.security(1)
+def test_a_cluster_that_chooses_the_user_finds_none_in_the_pod() -> None:
+    fixed, free = built(), built(replace(SETTINGS, fixed_user=False))
+    for field in USER_FIELDS:
+        del fixed["spec"]["securityContext"][field]
+    assert free == fixed
 
 
 def test_there_are_as_many_threads_as_requested_cores() -> None:

@@ -123,16 +123,40 @@ matchLabels:
 {{- if $list -}}{{- toYaml $list -}}{{- end -}}
 {{- end -}}
 
+{{- /* Where `progress.url` leads when it is not to the Service, and so not to the operator's pods: host and port. */ -}}
+{{- define "finetune.progressDetour" -}}
+{{- if and .Values.progress.enabled .Values.progress.url -}}
+{{- $host := include "finetune.givenHost" . -}}
+{{- $port := regexFind "[0-9]+$" (regexFind ":[0-9]+$" (get (urlParse .Values.progress.url) "host")) | default "443" -}}
+{{- $service := include "finetune.progressHost" . -}}
+{{- $ours := or (eq $host .Values.progress.service.clusterIP $service (trimSuffix ".svc" $service)) (hasPrefix (printf "%s." $service) $host) -}}
+{{- if not (and $ours (eq $port (toString .Values.progress.port))) -}}
+{{- printf "%s, port %s, and not to the Service, port %d" $host $port (int .Values.progress.port) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "finetune.dnsEgress" -}}
+{{- $dns := .Values.networkPolicy.dns -}}
+{{- if or $dns.namespaces $dns.cidrs -}}
 - to:
+    {{- range $dns.namespaces }}
     - namespaceSelector:
         matchLabels:
-          kubernetes.io/metadata.name: kube-system
+          kubernetes.io/metadata.name: {{ . }}
+    {{- end }}
+    {{- range $dns.cidrs }}
+    - ipBlock:
+        cidr: {{ . | quote }}
+    {{- end }}
   ports:
-    - port: 53
+    {{- range $dns.ports }}
+    - port: {{ . }}
       protocol: UDP
-    - port: 53
+    - port: {{ . }}
       protocol: TCP
+    {{- end }}
+{{- end -}}
 {{- end -}}
 
 {{- define "finetune.policyBinding" }}
@@ -151,6 +175,39 @@ spec:
       matchLabels:
         {{- toYaml . | nindent 8 }}
   {{- end }}
+{{- end -}}
+
+{{- /* CEL: whether it has a label. */ -}}
+{{- define "finetune.hasLabel" -}}
+has({{ .of }}.metadata) && has({{ .of }}.metadata.labels) && '{{ .label }}' in {{ .of }}.metadata.labels
+{{- end -}}
+
+{{- /* CEL: the images of a pod or a pod's template. */ -}}
+{{- define "finetune.imagesOf" -}}
+{{- $lists := list -}}
+{{- range $kind := list "containers" "initContainers" "ephemeralContainers" -}}
+{{- $field := printf "%s.spec.%s" $ $kind -}}
+{{- $lists = append $lists (printf "(has(%s) ? %s.map(container, container.image) : [])" $field $field) -}}
+{{- end -}}
+{{- join " + " $lists -}}
+{{- end -}}
+
+{{- /* What a policy says of images: allowed is what is listed, and what a training pod or its Job had before. */ -}}
+{{- define "finetune.judgedImages" -}}
+{{- $old := printf "oldObject%s" .pod -}}
+variables:
+  - name: former
+    expression: >-
+      oldObject != null && {{ include "finetune.hasLabel" (dict "of" $old "label" .label) }}
+      ? {{ include "finetune.imagesOf" $old }} : []
+  - name: refused
+    expression: >-
+      ({{ include "finetune.imagesOf" (printf "object%s" .pod) }})
+      .filter(image, !(image in {{ .allowed }}) && !(image in variables.former))
+validations:
+  - expression: variables.refused.size() == 0
+    messageExpression: "'a pod labelled as a training pod may not run ' + variables.refused.join(', ')"
+    reason: Forbidden
 {{- end -}}
 
 {{- /* Rules of the roles that ask the API server who speaks, and what that user may. */ -}}

@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, Json, ValidationInfo, field_validator
 
-from finetune_api.values import Quantity
+from finetune_api.v1alpha1.scheduling import TaintEffect, Toleration, TolerationOperator
+from finetune_api.values import DNS_SUBDOMAIN_PATTERN, Quantity
 from finetune_operator.plan.settings import PodSettings
 
 PREFIX = "FINETUNE_"
+GPU_TAINT = Toleration(key="nvidia.com/gpu", operator=TolerationOperator.EXISTS, effect=TaintEffect.NO_SCHEDULE)
+"""What nodes with GPUs are commonly tainted with, to keep pods away that ask for none."""
 
 
 class OperatorSettings(BaseModel):
@@ -26,6 +29,12 @@ class OperatorSettings(BaseModel):
     """Pull policy of the training pods."""
     ephemeral_storage: Quantity = "50Gi"
     """Limit of a training pod's scratch space, where `resources.ephemeralStorage` gives none."""
+    fixed_user: bool = True
+    """Training pods run as the images' user; without it as whom the cluster chooses, as OpenShift does by namespace."""
+    gpu_runtime_class_name: Annotated[str, Field(max_length=253, pattern=rf"{DNS_SUBDOMAIN_PATTERN}|^$")] = ""
+    """RuntimeClass of training pods that ask for GPUs; the cluster's default when empty."""
+    gpu_tolerations: Json[tuple[Toleration, ...]] = (GPU_TAINT,)
+    """Taints that training pods which ask for GPUs tolerate: a JSON list."""
     watch_namespace: str = ""
     """Watch this namespace only; all when empty."""
     operator_namespace: str = "finetune-system"
@@ -80,6 +89,9 @@ class OperatorSettings(BaseModel):
             trainer_image=self.trainer_image,
             image_pull_policy=self.image_pull_policy,
             ephemeral_storage=self.ephemeral_storage,
+            fixed_user=self.fixed_user,
+            gpu_runtime_class_name=self.gpu_runtime_class_name,
+            gpu_tolerations=self.gpu_tolerations,
             progress_url=self.progress_url,
             progress_ca=authority if self.progress_url else "",
         )

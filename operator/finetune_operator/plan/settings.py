@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from finetune_api.v1alpha1.scheduling import Toleration
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodSettings:
@@ -18,6 +20,11 @@ class PodSettings:
     """PEM certificate that the progress server is verified by."""
     termination_grace_seconds: int = 120
     """Enough to finish a step and save a checkpoint."""
-    user_id: int = 65532
+    fixed_user: bool = True
+    """Pods run as the images' user; without it as whom the cluster chooses, as OpenShift does by namespace."""
+    gpu_runtime_class_name: str = ""
+    """RuntimeClass of pods that ask for GPUs; the cluster's default when empty."""
+    gpu_tolerations: tuple[Toleration, ...] = ()
+    """Taints that pods which ask for GPUs tolerate, besides those that their job names."""
     ephemeral_storage: str = "50Gi"
     """Limit of the pod's scratch space (/tmp and the Hugging Face cache) for a job that does not ask for its own."""

@@ -9,6 +9,7 @@ from finetune_operator.plan import names
 from finetune_operator.plan.settings import PodSettings
 
 _TOKEN_SECONDS = 3600
+_USER_ID = 65532
 
 
 def build_pod_template(run: Run, settings: PodSettings) -> dict[str, Any]:
@@ -21,9 +22,7 @@ def build_pod_template(run: Run, settings: PodSettings) -> dict[str, Any]:
         "terminationGracePeriodSeconds": settings.termination_grace_seconds,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": settings.user_id,
-            "runAsGroup": settings.user_id,
-            "fsGroup": settings.user_id,
+            **(dict.fromkeys(("runAsUser", "runAsGroup", "fsGroup"), _USER_ID) if settings.fixed_user else {}),
             # Without this every file of a large volume is chowned at each start.
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
@@ -35,13 +34,20 @@ def build_pod_template(run: Run, settings: PodSettings) -> dict[str, Any]:
         spec["subdomain"] = names.service_name(run.name, run.uid)
     if pod.node_selector:
         spec["nodeSelector"] = dict(pod.node_selector)
-    if pod.tolerations:
-        spec["tolerations"] = [toleration.to_json() for toleration in pod.tolerations]
+    if tolerations := _tolerations(run, settings):
+        spec["tolerations"] = tolerations
+    if run.spec.resources.gpus_per_node and settings.gpu_runtime_class_name:
+        spec["runtimeClassName"] = settings.gpu_runtime_class_name
     if pod.priority_class_name:
         spec["priorityClassName"] = pod.priority_class_name
     # The user's labels come first, so that they cannot replace those that we select by.
     metadata = {"labels": {**pod.labels, **names.labels(run.name)}, "annotations": _annotations(run, settings)}
     return {"metadata": metadata, "spec": spec}
+
+
+def _tolerations(run: Run, settings: PodSettings) -> list[dict[str, Any]]:
+    of_gpus = settings.gpu_tolerations if run.spec.resources.gpus_per_node else ()
+    return [each.to_json() for each in dict.fromkeys((*run.spec.pod.tolerations, *of_gpus))]
 
 
 def _annotations(run: Run, settings: PodSettings) -> dict[str, str]:
