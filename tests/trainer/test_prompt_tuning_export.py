@@ -18,10 +18,10 @@ from trainer.extraction import asking_run, tagging_run
 from trainer.runs import complete, make_loop, output
 from trainer.test_prompt_tuning import TYPES, prompt
 from trainer.tiny import make_model, make_run
-from trainer.tiny_lm import make_lm, make_lm_run
+from trainer.tiny_lm import ODD_KINDS, make_lm, make_lm_run
 
 TEXTS = [{"text": "the film was fresh and"}, {"text": "a dull story in the city house and a long road to it"}]
-DECODERS = ["llama", "untied", "gpt2", "gemma3_text", "bloom"]
+DECODERS = ["llama", "untied", "gpt2", "gemma3_text", "bloom", *ODD_KINDS]
 
 
 def trained(run: Run) -> TrainingLoop:
@@ -99,6 +99,8 @@ class TestInPeftsFormat:
     @pytest.mark.parametrize("kind", DECODERS)
     @pytest.mark.parametrize("prompt_type", TYPES)
     def test_peft_gives_the_same_logits_and_text(self, tmp_path: Path, kind: str, prompt_type: str) -> None:
+        if (kind, prompt_type) == ("mamba", "Prefix"):
+            pytest.skip("mamba has no keys and values")
         loop = trained(self.run_of(tmp_path, kind, prompt_type))
         loop.tuning.save(tmp_path / "saved")
         theirs = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "saved").eval()

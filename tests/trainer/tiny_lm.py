@@ -62,6 +62,13 @@ KINDS: dict[str, dict[str, Any]] = {
     # Its bias is by distance in the row, so it cannot tell examples in one row apart.
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 2, "initializer_range": 0.15},
 }
+# OPT's language model passes its body by, and MPT and Mamba count their layers and heads by other names, or have none.
+ODD_KINDS: dict[str, dict[str, Any]] = {
+    "opt": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 64}
+    | {"max_position_embeddings": 128, "word_embed_proj_dim": 32, "init_std": 0.15},
+    "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 2, "max_seq_len": 128, "initializer_range": 0.15},
+    "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "initializer_range": 0.15},
+}
 _NO_DROPOUT = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout", "attention_dropout"), 0.0)
 
 
@@ -106,7 +113,7 @@ def make_lm(
 ) -> Path:
     """Write a tiny language model with random weights, without dropout, and its tokenizer."""
     tokenizer = tokenizer or make_tokenizer()
-    shape = {"vocab_size": len(tokenizer)} | _NO_DROPOUT | KINDS[kind] | settings
+    shape = {"vocab_size": len(tokenizer)} | _NO_DROPOUT | (KINDS | ODD_KINDS)[kind] | settings
     config = AutoConfig.for_model(
         shape.pop("model_type", kind),
         **shape,

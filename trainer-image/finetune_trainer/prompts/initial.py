@@ -87,14 +87,15 @@ def _labels(strategy: PromptTuningStrategy, task: Task) -> list[list[int]]:
 
 @torch.no_grad()
 def initial_prefix(
-    strategy: PromptTuningStrategy, model: PreTrainedModel, first_token: int, prompt_PE: Tensor
+    strategy: PromptTuningStrategy, model: PreTrainedModel, body: PreTrainedModel, first_token: int, prompt_PE: Tensor
 ) -> tuple[Tensor, list[str]]:
     """Keys and values [N, 2, H, P, K] that the model computes for a prompt, and an encoder's layers by path.
 
     Real activations are what makes a prefix learn (Li and Liang 2021, section 6.5). An encoder gets its first token
-    before the prompt, as with any input. Raises TrainerError when the model's attention cannot be reached.
+    before the prompt, as with any input; `body` is the part of the model that gets its inputs. Raises TrainerError when
+    the model's attention cannot be reached.
     """
-    body, before = model.base_model, tokens_before(model.config)
+    before = tokens_before(model.config)
     first_LE = body.get_input_embeddings().weight[[first_token] * before]
     inputs = {"inputs_embeds": torch.cat([first_LE, prompt_PE])[None]}
     was_training = model.training

@@ -51,6 +51,7 @@ class PromptConfig(PretrainedConfig):
         prompt_shape: list[int] | None = None,
         num_tokens_before: int = 0,
         prefixed_layers: list[str] | None = None,
+        body: str = "",
         **kwargs: Any,
     ) -> None:
         self.base = base or {}
@@ -62,6 +63,8 @@ class PromptConfig(PretrainedConfig):
         """Tokens of the input before a prompt of embeddings: 0 or 1."""
         self.prefixed_layers = prefixed_layers or []
         """An encoder's attention layers, by their path in the body; a decoder takes a prefix as its cache."""
+        self.body = body
+        """The path of the module that gets the inputs; by default the model's `base_model`."""
         super().__init__(**kwargs)
 
     @classmethod
@@ -106,7 +109,7 @@ class PromptedModel(PreTrainedModel):
             base = getattr(transformers, config.base_class)(base_config)
         self.model = base
         self.prompt = SoftPrompt(torch.zeros(config.prompt_shape)) if prompt is None else prompt
-        body = base.base_model
+        body = base.get_submodule(config.body) if config.body else base.base_model
         self._parameters_of_body = [*inspect.signature(type(body).forward).parameters][1:]
         if config.prefixed_layers:
             self._attend_to_prefix(body)
@@ -141,6 +144,8 @@ class PromptedModel(PreTrainedModel):
         given["inputs_embeds"] = self._insert(embeddings_BLE, prompt_PE.expand(len(embeddings_BLE), -1, -1))
         if (mask_BL := given.get("attention_mask")) is not None:
             given["attention_mask"] = self._insert(mask_BL, mask_BL.new_ones(len(mask_BL), num_tokens))
+        if (global_BL := given.get("global_attention_mask")) is not None:  # Longformer's
+            given["global_attention_mask"] = self._insert(global_BL, global_BL.new_zeros(len(global_BL), num_tokens))
         if (types_BL := given.get("token_type_ids")) is not None:
             given["token_type_ids"] = self._insert(types_BL, types_BL[:, :1].expand(-1, num_tokens))
         if (positions_BL := given.get("position_ids")) is not None:

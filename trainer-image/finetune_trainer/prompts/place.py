@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Mapping
 
+import torch
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -34,11 +37,33 @@ def positions_taken(strategy: PromptTuningStrategy, config: PretrainedConfig) ->
     return 0 if is_beside_positions else strategy.num_virtual_tokens
 
 
-def check_architecture(strategy: PromptTuningStrategy, model: PreTrainedModel) -> None:
+@torch.no_grad()
+def body_of(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> tuple[str, PreTrainedModel]:
+    """The part that a model hands its inputs to, by its path and itself: tried, because it is not always `base_model`.
+
+    OPT's and BART's language models pass their `base_model` by, and call the decoder in it.
+    """
+    called: list[str] = []
+    parts = {path: part for path, part in model.named_modules() if path and isinstance(part, PreTrainedModel)}
+
+    def note(path: str) -> Callable[[nn.Module, object], None]:
+        return lambda module, inputs: called.append(path)
+
+    hooks = [part.register_forward_pre_hook(note(path)) for path, part in parts.items()]
+    was_training = model.training
+    model.eval()
+    try:
+        model(**inputs)
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    return (called[0], parts[called[0]]) if called else ("", model.base_model)
+
+
+def check_architecture(strategy: PromptTuningStrategy, model: PreTrainedModel, body: PreTrainedModel) -> None:
     """Raise TrainerError when a model cannot take a prompt of embeddings, or a decoder no prefix."""
-    parameters = inspect.signature(type(model.base_model).forward).parameters
-    if model.config.is_encoder_decoder:
-        raise refused(strategy, model, "it has an encoder and a decoder")
+    parameters = inspect.signature(type(body).forward).parameters
     if "inputs_embeds" not in parameters:
         raise refused(strategy, model, "it takes token numbers only, no embeddings")
     if strategy.type == PromptType.PREFIX and is_decoder(model.config) and "past_key_values" not in parameters:

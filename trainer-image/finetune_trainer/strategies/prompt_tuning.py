@@ -17,7 +17,15 @@ from finetune_trainer.optim import Trained
 from finetune_trainer.prompts.encoder import PromptEncoder
 from finetune_trainer.prompts.initial import initial_embeddings, initial_prefix
 from finetune_trainer.prompts.modeling_prompt import PromptConfig, PromptedModel, SoftPrompt
-from finetune_trainer.prompts.place import check_architecture, no_room, positions_taken, tokens_before
+from finetune_trainer.prompts.place import (
+    body_of,
+    check_architecture,
+    no_room,
+    positions_taken,
+    refused,
+    tokens_before,
+)
+from finetune_trainer.prompts.trial import check_read, check_same, pefts_logits
 from finetune_trainer.strategies import Tuning
 from finetune_trainer.tasks import Task
 
@@ -36,7 +44,8 @@ def prepare_prompt_tuning(
     note: Callable[[str], None],
 ) -> Tuning:
     """Put a soft prompt into a model and train it with the head. Raises TrainerError when the model cannot take it."""
-    check_architecture(strategy, loaded.model)
+    if loaded.model.config.is_encoder_decoder:
+        raise refused(strategy, loaded.model, "it has an encoder and a decoder")
     limit = longest_input(model_directory, loaded.tokenizer)
     if strategy.num_virtual_tokens >= limit:  # an encoder's prefix takes no positions, but starts from what it reads
         raise no_room(strategy, limit)
@@ -52,7 +61,8 @@ def prepare_prompt_tuning(
             from finetune_trainer.prompts.peft_format import save_prompt  # peft takes seconds to import
 
             base = run.spec.model
-            save_prompt(directory, model.prompt().detach(), model_name(base, model_directory), base.revision)
+            prompt = model.prompt().detach()
+            save_prompt(directory, prompt, loaded.model, model_name(base, model_directory), base.revision)
             loaded.model.config.save_pretrained(directory)
             loaded.model.generation_config.save_pretrained(directory)
         else:
@@ -67,11 +77,16 @@ def prepare_prompt_tuning(
 def _with_prompt(
     strategy: PromptTuningStrategy, run: Run, task: Task, loaded: Loaded, note: Callable[[str], None]
 ) -> PromptedModel:
-    """The frozen model with a prompt that is trained."""
+    """The frozen model with a prompt that is trained: it is tried first. Raises TrainerError."""
     base, is_prefix = loaded.model, strategy.type == PromptType.PREFIX
+    inputs = task.collate([min(task.train, key=lambda example: len(example.input_ids))]).inputs
+    path, body = body_of(base, inputs)
+    check_architecture(strategy, base, body)
     weight, layers = initial_embeddings(strategy, task, base, run.spec.training.seed, note), list[str]()
     if is_prefix:
-        weight, layers = initial_prefix(strategy, base, task.train[0].input_ids[0], weight)
+        weight, layers = initial_prefix(strategy, base, body, task.train[0].input_ids[0], weight)
+    generates = task.model_class == _GENERATES
+    theirs = pefts_logits(strategy, base, weight, inputs) if generates else None
     config = PromptConfig.for_base(
         base,
         task.model_class,
@@ -79,10 +94,15 @@ def _with_prompt(
         prompt_shape=[*weight.shape],
         num_tokens_before=tokens_before(base.config),
         prefixed_layers=layers,
+        body=path,
     )
     base.requires_grad_(False)
     prompt: nn.Module = PromptEncoder(weight) if strategy.type == PromptType.P_TUNING else SoftPrompt(weight)
-    return PromptedModel(config, base, prompt)
+    model = PromptedModel(config, base, prompt)
+    ours = check_read(strategy, model, inputs)
+    if theirs is not None:
+        check_same(strategy, base, ours, theirs)
+    return model
 
 
 def save_with_model(model: PromptedModel, directory: Path) -> None:
