@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -34,10 +35,14 @@ class Run(Contract):
     """Where each claim of a pvc:// URI is mounted."""
     work_dir: str
     """Directory for checkpoints and records; it has to outlive the process for a run to resume."""
+    has_gpus: bool = False
+    """Whether the process was given the GPUs that the spec asks for: that there are fewer is an error then."""
     manifest_dir: str = "/"
     """What a relative file:// URI starts from."""
     downloads: dict[str, str] = Field(default_factory=dict, exclude=True)
     """Where the trainer has put what each s3:// and https:// URI names; nobody else knows."""
+    first_started_at: datetime | None = Field(default=None, exclude=True)
+    """When the trainer began this run for the first time. What asks for the date is told this one."""
 
     def local_path(self, uri: str) -> Path:
         """The path of a pvc:// or file:// URI, or of what was downloaded. Raises UnresolvedUri."""

@@ -161,6 +161,29 @@ class TestCsv:
         path = write(tmp_path / "a.csv", "text,label\na,b\ncafé,b\n".encode("latin-1"))
         assert f"{path} line 3: not UTF-8 text" in refused(path)
 
+    @pytest.mark.parametrize("delimiter", [";", "\t"])
+    def test_other_delimiters_are_told_by_the_header(self, tmp_path: Path, delimiter: str) -> None:
+        text = f'\ufeff"text"{delimiter}label\r\na, b{delimiter}c\r\n"d{delimiter}e"{delimiter}f\r\n'
+        found = rows(write(tmp_path / "a.csv", text))
+        assert [values for _, values in found] == [
+            {"text": "a, b", "label": "c"}, {"text": f"d{delimiter}e", "label": "f"}
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("content", "expected"),
+        [
+            ("a;b,c\nd;e,f\n", {"a;b": "d;e", "c": "f"}),
+            ('text\n"a;b\tc"\n', {"text": "a;b\tc"}),
+            ('"a;b"\nc\n', {"a;b": "c"}),
+        ],
+    )
+    def test_commas_come_first(self, tmp_path: Path, content: str, expected: dict[str, str]) -> None:
+        assert [values for _, values in rows(write(tmp_path / "a.csv", content))] == [expected]
+
+    def test_a_header_of_great_length(self, tmp_path: Path) -> None:
+        [(_, values)] = rows(write(tmp_path / "a.csv", "x" * 200_000 + "\na\n"))
+        assert values == {"x" * 200_000: "a"}
+
 
 class TestParquet:
     @pytest.fixture
@@ -231,6 +254,11 @@ class TestParquet:
 
 
 class TestAnyFile:
+    @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.csv.zip", "a.ZST"])
+    def test_packed(self, tmp_path: Path, name: str) -> None:
+        path = write(tmp_path / name, "x")
+        assert refused(path) == refused(path, DataFormat.JSONL) == f"{path}: is packed (unpack it)"
+
     def test_an_ending_that_says_nothing(self, tmp_path: Path) -> None:
         path = write(tmp_path / "a.txt", '{"text": "a"}\n')
         assert refused(path) == (

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from finetune_trainer.models import check_directory
+from finetune_trainer.model_checks import check_directory
 from hubserver.server import HubServer
 from trainer.conftest import ROOT
 from trainer.data_fixtures import write, write_jsonl
@@ -26,6 +26,7 @@ FEATURES = {
     "label": {"names": ["negative", "positive"], "_type": "ClassLabel"},
     "tags": {"feature": {"names": ["O", "B-X"], "_type": "ClassLabel"}, "_type": "List"},
 }
+CALLS: list[dict[str, Any]] = [{"messages": [{"call": {"a": 1}}]}, {"messages": [{"call": {"b": "x"}}]}]
 CARD = """---
 configs:
 - config_name: english
@@ -99,6 +100,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Iterator[H
     make_lines_repository(root / "datasets" / "owner" / "lines@v2", "second")
     make_parquet_repository(root / "datasets" / "owner" / "classes")
     make_subsets_repository(root / "datasets" / "owner" / "subsets")
+    calls = root / "datasets" / "owner" / "calls" / "train.parquet"
+    calls.parent.mkdir()
+    pq.write_table(pa.Table.from_pylist(CALLS), calls)
     broken = root / "datasets" / "owner" / "broken"
     broken.mkdir()
     write(broken / "train.jsonl", '{"text": "a", "label": "b"}\n{"text": \n')
@@ -267,6 +271,9 @@ class TestDataset:
         assert labels == ["positive", "negative", None]
         assert [values["tags"] for _, values in rows(reader, "classes")] == [["O", "B-X"], [], ["B-X", None]]
         assert [values["label"] for _, values in rows(reader, "subsets", subset="english")] == ["good", "bad"]
+
+    def test_structs_have_no_fields_of_other_rows(self, reader: Reader) -> None:
+        assert [values for _, values in rows(reader, "calls")] == CALLS
 
     def test_subsets(self, reader: Reader) -> None:
         assert texts(reader, "subsets", subset="german") == ["gut"]

@@ -134,8 +134,10 @@ class TestNormalise:
             ("  two\tspaces\u00a0 and\nmore ", "two spaces and more"),
             ("\uff21\uff22\uff23 \ufb01ne", "abc fine"),
             ("Stra\u00dfe", "STRASSE"),
-            ("snake_case", "snake case"),
-            ("\u201cquoted\u201d \u2013 text\u2026", "quoted text"),
+            ("well-made", "well made"),
+            ("\u201cquoted\u201d text\u2026", "quoted text"),
+            ("don\u2019t ''go''", "don't go"),
+            ("\u00bfqu\u00e9 es ?", "qu\u00e9 es"),
         ],
     )
     def test_the_same(self, one: str, other: str) -> None:
@@ -151,6 +153,15 @@ class TestNormalise:
             ("c++ is good", "c is good"),
             ("a < b", "a > b"),
             ("ab", "a b"),
+            ("a * b", "a / b"),
+            ("a - b", "a b"),
+            ("nice :)", "nice :("),
+            ("nice :)", "nice"),
+            ("10.5 %", "10 5"),
+            ("7-2", "7 2"),
+            ("C# is good", "C is good"),
+            ("x[1]", "x(1)"),
+            ("it's", "its"),
         ],
     )
     def test_not_the_same(self, one: str, other: str) -> None:

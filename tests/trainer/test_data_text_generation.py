@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.run import Run
-from finetune_trainer.data.learnt_tokens import Encoder, Unlearnable
+from finetune_trainer.data.chat_template import Unlearnable
+from finetune_trainer.data.learnt_tokens import Encoder
 from finetune_trainer.data.text_generation import Chat, PlainText, PromptCompletion, load
 from finetune_trainer.errors import TrainerError
 from trainer.data_fixtures import failure, write_jsonl
@@ -79,6 +80,11 @@ class TestForms:
         [row] = load(generation(tmp_path / "train.parquet")).train.rows
         assert row.messages == (QUESTION, {**ANSWER, "name": "x"})
 
+    def test_a_chat_may_be_json_as_in_a_csv_file(self, tmp_path: Path) -> None:
+        text = json.dumps(CHAT).replace('"', '""')
+        (tmp_path / "train.csv").write_text(f'messages\n"{text}"\n', encoding="utf-8")
+        assert load(generation(tmp_path / "train.csv")).train.rows == [Chat((QUESTION, ANSWER), "line 2")]
+
     def test_unlabeled_rows_need_no_completion_and_no_assistant(self, tmp_path: Path) -> None:
         train = write_jsonl(tmp_path / "train.jsonl", [{"prompt": "a", "completion": "b"}])
         rows = [{"prompt": "c"}, {"messages": [QUESTION]}, {"text": "d"}]
@@ -113,12 +119,40 @@ class TestDropped:
 
     def test_repeats_and_leaks_by_all_that_is_said(self, tmp_path: Path) -> None:
         other = [QUESTION, {"role": "assistant", "content": "is dull"}]
-        train = [{"messages": CHAT}, {"messages": other}, {"messages": [QUESTION, {**ANSWER, "content": "Is WARM!"}]}]
+        train = [{"messages": CHAT}, {"messages": other}, {"messages": [QUESTION, {**ANSWER, "content": "is\twarm "}]}]
         path = write_jsonl(tmp_path / "train.jsonl", train)
         held = write_jsonl(tmp_path / "held.jsonl", [{"messages": other}])
         found = load(generation(path, held, deduplicate=True))
         assert [row.place for row in found.train.rows] == ["line 1"]
         assert "1 repeated (line 3), 1 also in the evaluation data (line 2)" in str(found.train.report)
+
+    @pytest.mark.parametrize(
+        "texts",
+        [
+            ("a - b", "a * b", "a / b", "a, b", "a b"),
+            ("return a", "Return a"),
+            ("f(a)[b]", "f(a, b)"),
+            ("2\u00b2", "22"),
+        ],
+    )
+    def test_what_differs_in_a_character_is_no_repeat(self, tmp_path: Path, texts: tuple[str, ...]) -> None:
+        """A sum or a line of code is another with another sign, and what is written is learnt to the character."""
+        forms = [[{"text": text} for text in texts], [{"prompt": text, "completion": "x"} for text in texts]]
+        forms.append([{"messages": [{"role": "user", "content": text}, ANSWER]} for text in texts])
+        for rows in forms:
+            [first, *others] = rows
+            train = write_jsonl(tmp_path / "train.jsonl", others)
+            held = write_jsonl(tmp_path / "held.jsonl", [first])
+            found = load(generation(train, held, deduplicate=True, unlabeled={"uri": f"file://{held}"}))
+            assert len(found.train.rows) == len(others)
+            assert found.unlabeled is not None
+            assert not found.unlabeled.rows
+
+    def test_composed_characters_and_spaces_make_no_difference(self, tmp_path: Path) -> None:
+        texts = ["caf\u00e9 au lait", "cafe\u0301  au\nlait"]
+        path = write_jsonl(tmp_path / "train.jsonl", [{"text": text} for text in texts])
+        held = write_jsonl(tmp_path / "held.jsonl", [{"text": "tea"}])
+        assert [row.place for row in load(generation(path, held, deduplicate=True)).train.rows] == ["line 1"]
 
 
 class TestUnlabeledRowsThatAreJudged:
@@ -139,11 +173,11 @@ class TestUnlabeledRowsThatAreJudged:
 
     def test_prompts(self, tmp_path: Path) -> None:
         judged = {"prompt": "How old is the moon?", "completion": " Old."}
-        unlabeled = [{"prompt": "how old is the MOON"}, {"prompt": "how old is the sun"}]
+        unlabeled = [{"prompt": " How old  is the moon?"}, {"prompt": "How old is the sun?"}]
         assert self.left(tmp_path, judged, unlabeled) == ["line 2"]
 
     def test_texts(self, tmp_path: Path) -> None:
-        assert self.left(tmp_path, {"text": "the film"}, [{"text": "the house"}, {"text": "the film."}]) == ["line 1"]
+        assert self.left(tmp_path, {"text": "the film"}, [{"text": "the house"}, {"text": "the film "}]) == ["line 1"]
 
     def test_chats(self, tmp_path: Path) -> None:
         other = {"role": "assistant", "content": "another answer"}
@@ -164,7 +198,7 @@ class TestUnlabeledRowsThatAreJudged:
 @pytest.mark.parametrize(
     ("messages", "words"),
     [
-        ("hello", "the messages 'hello' is of type str, not a list of {role, content}"),
+        ("hello", "the messages 'hello' is of type str, not a list of {role, content}, or the JSON of one"),
         ([QUESTION, "hello"], "line 1: message 2: 'hello' has no role"),
         ([{"content": "a"}], "message 1: {'content': 'a'} has no role"),
         ([{"role": 1, "content": "a"}], "message 1: {'role': 1, 'content': 'a'} has no role"),

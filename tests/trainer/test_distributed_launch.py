@@ -161,11 +161,13 @@ def test_one_process_for_each_gpu(
     assert num_processes(ResourcesSpec(nodes=nodes, gpus_per_node=asked)) == number
 
 
-def test_nodes_with_too_few_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each would otherwise count the processes of the job by what it has itself."""
+@pytest.mark.parametrize(("nodes", "has_gpus"), [(2, False), (1, True)], ids=["nodes", "pod"])
+def test_too_few_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, nodes: int, has_gpus: bool) -> None:
+    """Nodes would each count the processes of the job by what they have; a pod would hold what it cannot use."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     with pytest.raises(TrainerError, match=r"spec\.resources\.gpusPerNode is 4, but PyTorch finds 3"):
-        num_processes(ResourcesSpec(nodes=2, gpus_per_node=4))
+        num_processes(ResourcesSpec(nodes=nodes, gpus_per_node=4), has_gpus)
+    assert num_processes(ResourcesSpec(nodes=nodes, gpus_per_node=3), has_gpus) == 3
 
 
 def test_places() -> None:

@@ -77,7 +77,7 @@ def train(run: Run, run_file: Path, stop: StopFlag, last_word: str) -> End:
         place = find_place(run.spec.resources)
         if place.has_launcher:
             end_with_launcher()
-        elif (num_local := num_processes(run.spec.resources)) > 1:
+        elif (num_local := num_processes(run.spec.resources, run.has_gpus)) > 1:
             return launch([sys.executable, "-m", "finetune_trainer", str(run_file)], place, num_local, stop)
     except TrainerError as error:
         termination = make_termination(error.code, error.message, error.hint)
@@ -138,6 +138,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it names faster kernels that could be installed
 
 
 if __name__ == "__main__":

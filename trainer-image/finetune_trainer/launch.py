@@ -46,21 +46,22 @@ class End:
     """The last word, if the process could say one."""
 
 
-def num_processes(resources: ResourcesSpec) -> int:
+def num_processes(resources: ResourcesSpec, has_gpus: bool = False) -> int:
     """How many processes train on this node: one for each GPU asked for. Raises TrainerError.
 
-    A job of one node makes do with the GPUs there are, because its result does not depend on their number; the nodes
-    of a larger job have to agree on it.
+    With `has_gpus` the node was given what it asked for, and holds it whether PyTorch can use it or not. Otherwise a
+    job of one node makes do with the GPUs there are, because its result does not depend on their number; the nodes of
+    a larger job have to agree on it.
     """
     asked = resources.gpus_per_node
-    if resources.nodes == 1 and asked <= 1:
+    if asked == 0:
         return 1
     found = torch.cuda.device_count()
-    if resources.nodes > 1 and found < asked:
+    if found < asked and (has_gpus or resources.nodes > 1):
         raise TrainerError(
             ExitCode.SPEC_INVALID,
             f"spec.resources.gpusPerNode is {asked}, but PyTorch finds {found} on this node",
-            "see that the image fits the driver, or use 0 to train on CPUs",
+            "see that the image fits the node's driver (nvidia-smi there), or use 0 to train on CPUs",
         )
     return max(1, min(asked, found))
 

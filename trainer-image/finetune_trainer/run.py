@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -27,9 +28,11 @@ from finetune_trainer.end_record import EndRecord
 from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.export import check_target, export
 from finetune_trainer.export.card import model_card
+from finetune_trainer.first_start import first_start
 from finetune_trainer.judge import DIVERGENCE, RETENTION, RunState
 from finetune_trainer.loop import TrainingLoop
-from finetune_trainer.models import Loaded, model_files, num_parameters
+from finetune_trainer.model_checks import model_files
+from finetune_trainer.models import Loaded, num_parameters
 from finetune_trainer.progress import ProgressLog
 from finetune_trainer.remote import fetch as remote
 from finetune_trainer.remote import output as remote_output
@@ -66,6 +69,8 @@ def execute(run: Run, progress: ProgressLog, stop: StopFlag, place: Place = ALON
         distributed.only_first(ranks, take_place, stop)
         check_shared(ranks, work_dir, stop)
         note_resources(run, ranks, device, progress)
+        moment = datetime.fromisoformat(distributed.first(ranks, lambda: first_start(run), stop))
+        run = run.model_copy(update={"first_started_at": moment})
         if remote.is_needed(run):
             with doing("downloading the sources"):
                 downloads = distributed.first(ranks, lambda: remote.fetch(run, progress.note, stop), stop)
@@ -165,7 +170,7 @@ def export_result(run: Run, task: Task, tuning: Tuning, state: RunState, target:
         target,
         tuning,
         task,
-        lambda difference: model_card(run, result, task, tuning.loader, difference, choice),
+        lambda difference: model_card(run, result, task, tuning, difference, choice),
         run.downloads,
     )
     return result.model_copy(update={"digest": digest})

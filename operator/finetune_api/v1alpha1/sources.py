@@ -101,7 +101,9 @@ class Columns(Contract):
     completion: ColumnName | None = None
     """TextGeneration: what to answer to the prompt."""
     messages: ColumnName | None = None
-    """TextGeneration: chat messages, a list of {role, content}."""
+    """TextGeneration: chat messages, a list of {role, content} or the JSON of one."""
+    tools: ColumnName | None = None
+    """TextGeneration: the functions that a chat may call, a list of their JSON schemas or the JSON of one."""
     tokens: ColumnName | None = None
     """TokenClassification: a list of words."""
     tags: ColumnName | None = None

@@ -16,4 +16,5 @@ def make_run(namespace: str, name: str, uid: str, spec: FineTuneJobSpec) -> Run:
         spec=spec,
         volumes={claim: names.claim_path(claim) for claim in names.claims(spec)},
         work_dir=names.work_dir(spec, uid),
+        has_gpus=spec.resources.gpus_per_node > 0,
     )

@@ -15,6 +15,7 @@ from finetune_api.problems import nearest
 from finetune_api.v1alpha1.sources import DataFormat
 from finetune_trainer.data.class_names import class_names_in, with_names
 from finetune_trainer.data.conll import read_sentences
+from finetune_trainer.data.nested import without_invented_nulls
 from finetune_trainer.data.squad import read_questions
 from finetune_trainer.errors import TrainerError
 
@@ -29,6 +30,8 @@ _FORMAT_OF_SUFFIX = {
     ".bio": DataFormat.CONLL,
     ".json": DataFormat.SQUAD,
 }
+_DELIMITERS = ",;\t"
+_PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 _SHOWN = 40
 
 
@@ -76,6 +79,8 @@ def _reader(path: Path, format: DataFormat | None) -> Callable[[Path], Iterator[
         raise _invalid(f"{path}: is a directory", f"name the file in it{holds}")
     if not path.is_file():
         raise _invalid(f"{path}: is not a regular file", "name a file; a pipe or a device may never end")
+    if path.suffix.lower() in _PACKED:
+        raise _invalid(f"{path}: is packed", "unpack it")
     kind = format or _FORMAT_OF_SUFFIX.get(path.suffix.lower())
     if kind is None:
         raise _invalid(
@@ -124,6 +129,7 @@ _ONE_OBJECT_A_LINE = 'write one object a line, such as {"text": ..., "label": ..
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
+    csv.field_size_limit(2**31 - 1)  # Python's default of 128 KiB would refuse long documents
     with path.open(encoding="utf-8-sig", newline="") as file:
         records = _csv_records(path, csv.reader(file, delimiter=_delimiter(path), strict=True))
         _, header = next(records, (0, []))
@@ -141,13 +147,16 @@ def _read_csv(path: Path) -> Iterator[Row]:
 
 
 def _delimiter(path: Path) -> str:
-    return "\t" if path.suffix.lower() == ".tsv" else ","
+    """What is between the fields: commas, unless the header has none, but semicolons (as of spreadsheets) or tabs."""
+    if path.suffix.lower() == ".tsv":
+        return "\t"
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header = next((line for line in file if line.strip()), "")
+    return next((one for one in _DELIMITERS if len(next(csv.reader([header], delimiter=one), [])) > 1), ",")
 
 
 def _csv_records(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
     """Records that are not blank, each with the line it starts on."""
-    # Python's default limit of 128 KiB a field would refuse long documents.
-    csv.field_size_limit(2**31 - 1)
     while True:
         line = reader.line_num + 1
         try:
@@ -179,7 +188,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
             for batch in file.iter_batches(batch_size=4096):
                 for values in batch.to_pylist():
                     number += 1
-                    yield Row(f"row {number}", with_names(values, names))
+                    yield Row(f"row {number}", with_names(without_invented_nulls(values), names))
     except (pyarrow.ArrowException, OverflowError, UnicodeDecodeError) as error:
         place = f" after row {number}" if number else ""
         raise _invalid(f"{path}{place}: not a valid parquet file: {_one_line(error)}", "write it again") from None

@@ -24,6 +24,7 @@ from finetune_api.v1alpha1.sources import DataSource, ModelSource
 from finetune_trainer import weights
 from finetune_trainer.data.class_names import class_names, with_names
 from finetune_trainer.data.formats import Row
+from finetune_trainer.data.nested import without_invented_nulls
 from finetune_trainer.errors import TrainerError
 
 _MODEL_PREFIX = "hf://"
@@ -74,7 +75,7 @@ def read_dataset(source: DataSource, splits: tuple[str, ...]) -> Iterator[Row]:
         for values in table.to_pylist():
             number += 1
             # Names say more than class numbers, and only names can be compared between two sources.
-            yield Row(f"split {split} row {number}", with_names(values, names))
+            yield Row(f"split {split} row {number}", with_names(without_invented_nulls(values), names))
 
 
 def _load(repository: str, source: DataSource, splits: tuple[str, ...]) -> tuple[Any, str]:

@@ -6,26 +6,16 @@ its number: where the padding token is the end token, a model that does not lear
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from finetune_api.exit_codes import ExitCode
+from finetune_trainer.data.chat_template import ChatTemplate, Messages, Tools
 from finetune_trainer.data.formats import shown
 from finetune_trainer.data.text_generation import ASSISTANT, Chat, GenerationRow, PlainText, PromptCompletion
 from finetune_trainer.errors import TrainerError
-
-Messages = Sequence[dict[str, Any]]
-
-_GENERATION_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
-
-
-class Unlearnable(Exception):
-    """Nothing can be learnt from a row; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +30,7 @@ class Tokens:
 class Encoder:
     """Makes tokens of rows with a model's tokenizer and, for chats, its chat template."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, moment: datetime | None = None) -> None:
         if tokenizer.eos_token_id is None:
             raise TrainerError(
                 ExitCode.MODEL_INVALID,
@@ -54,7 +44,7 @@ class Encoder:
         # Of the tokens that a tokenizer puts around a text only the first is wanted; the end is put here.
         bos = tokenizer.bos_token_id
         self._start: list[int] = [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
-        self._has_markers = bool(_GENERATION_MARKER.search(_template(tokenizer) or ""))
+        self.template = ChatTemplate(tokenizer, moment)
         self.end_ids: set[int] = {self._eos}
         """The tokens that ended what was learnt so far; generation has to stop at them."""
 
@@ -79,8 +69,8 @@ class Encoder:
                 ids = [*self._started(self._extended(given, prompt, prompt + completion)), self._eos]
                 num_given = len(self._started(given))
                 return Tokens(ids, [False] * num_given + [True] * (len(ids) - num_given))
-            case Chat(messages=messages):
-                return self._chat(messages, where, is_labelled)
+            case Chat(messages=messages, tools=tools):
+                return self._chat(messages, tools, where, is_labelled)
             case _:
                 raise AssertionError(row)
 
@@ -100,8 +90,9 @@ class Encoder:
         joint = self._ids(longer)
         return joint if joint[: len(ids)] == ids else ids + self._ids(longer[len(text) :])
 
-    def _chat(self, messages: Messages, where: str, is_labelled: bool) -> Tokens:
-        if _template(self._tokenizer) is None:
+    def _chat(self, messages: Messages, tools: Tools, where: str, is_labelled: bool) -> Tokens:
+        template = self.template
+        if template.source(tools) is None:
             raise TrainerError(
                 ExitCode.MODEL_INVALID,
                 "the rows are chats, but the model's tokenizer has no chat template",
@@ -109,11 +100,12 @@ class Encoder:
             )
         ends_with_assistant = messages[-1]["role"] == ASSISTANT
         if not is_labelled:
-            tokens = Tokens(self._ids(self._text(messages, add_generation_prompt=not ends_with_assistant)), [])
-        elif self._has_markers:
-            tokens = self._marked_chat(messages)
+            text = template.text(messages, tools, add_generation_prompt=not ends_with_assistant)
+            tokens = Tokens(self._ids(text), [])
+        elif template.has_markers(tools):
+            tokens = self._marked_chat(messages, tools)
         else:
-            tokens = self._split_chat(messages, where)
+            tokens = self._split_chat(messages, tools, where)
         if self._start and tokens.ids[:2] == self._start * 2:
             raise TrainerError(
                 ExitCode.MODEL_INVALID,
@@ -122,28 +114,27 @@ class Encoder:
             )
         return self._ended(tokens, ends_with_assistant)
 
-    def _marked_chat(self, messages: Messages) -> Tokens:
+    def _marked_chat(self, messages: Messages, tools: Tools) -> Tokens:
         """By the template's own {% generation %} markers, with the special token after each marked part."""
-        found = self._rendered(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
-        ids, learnt = list(found["input_ids"]), [bool(one) for one in found["assistant_masks"]]
+        ids, learnt = self.template.marked(messages, tools)
         for place in range(1, len(ids)):
             follows = learnt[place - 1] and not learnt[place]
             if follows and ids[place - 1] not in self._special and ids[place] in self._special:
                 learnt[place] = True
         return Tokens(ids, learnt)
 
-    def _split_chat(self, messages: Messages, where: str) -> Tokens:
+    def _split_chat(self, messages: Messages, tools: Tools, where: str) -> Tokens:
         """By what the template adds to a conversation when an assistant's message is added to it."""
         text, ids, learnt = "", list[int](), list[bool]()
         for number, message in enumerate(messages):
             if message["role"] == ASSISTANT:
-                given = self._text(messages[:number], add_generation_prompt=True) if number else ""
+                given = self.template.text(messages[:number], tools, add_generation_prompt=True) if number else ""
                 ids = self._grown(ids, text, given, where)
                 learnt += [False] * (len(ids) - len(learnt))
-                text = self._text(messages[: number + 1])
+                text = self.template.text(messages[: number + 1], tools)
                 ids = self._grown(ids, given, text, where)
                 learnt += self._up_to_the_end(ids[len(learnt) :])
-        ids = self._grown(ids, text, self._text(messages), where)
+        ids = self._grown(ids, text, self.template.text(messages, tools), where)
         return Tokens(ids, learnt + [False] * (len(ids) - len(learnt)))
 
     def _grown(self, ids: list[int], text: str, longer: str, where: str) -> list[int]:
@@ -179,19 +170,3 @@ class Encoder:
             if one and not next_one and token in self._special
         }
         return Tokens(ids, learnt)
-
-    def _text(self, messages: Messages, **options: Any) -> str:
-        return self._rendered(messages, tokenize=False, **options)
-
-    def _rendered(self, messages: Messages, **options: Any) -> Any:
-        try:
-            return self._tokenizer.apply_chat_template(list(messages), **options)
-        except (TemplateError, TypeError, ValueError) as error:  # whatever a template does with what it did not expect
-            words = " ".join(str(error).split())[:150]
-            raise Unlearnable(f"refused by the chat template ({words})") from None
-
-
-def _template(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The template that a tokenizer uses for chats; of several it is the one named default."""
-    template = tokenizer.chat_template
-    return template.get("default") if isinstance(template, dict) else template

@@ -33,7 +33,7 @@ class Question:
     label: str = ""
 
     def key(self) -> str:
-        """Question and context as they count for duplicates: without regard to case, punctuation and spaces."""
+        """Question and context as they count for duplicates."""
         return f"{normalise(self.question)}\n{normalise(self.context)}"
 
 

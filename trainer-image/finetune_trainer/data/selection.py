@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -34,21 +35,31 @@ def key_of(row: UsableRow) -> str:
     return row.key()
 
 
-class _WithoutPunctuation(dict[int, int]):
-    """Translates characters for `str.translate`: punctuation to a space, symbols (emoji, +, <) as they are."""
-
-    def __missing__(self, code: int) -> int:
-        self[code] = ord(" ") if unicodedata.category(chr(code)).startswith("P") else code
-        return self[code]
-
-
-_WITHOUT_PUNCTUATION = _WithoutPunctuation()
+_QUOTES = "\"'`\u00ab\u00bb\u2039\u203a\u201e\u201a"
+_BEFORE = _QUOTES + "\u00a1\u00bf"
+_AFTER = _QUOTES + ".,;:!?\u3002\u3001\u061f\u060c\u0964"
+"""What ends a sentence or a part of one, in Chinese, Arabic and Hindi too."""
+_HYPHEN = re.compile(r"(?<=[^\W\d_])[-\u2010](?=[^\W\d_])")
+_AS_ASCII = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
 
 
 def normalise(text: str) -> str:
-    """Without regard to case, punctuation and spaces; a text of nothing but punctuation keeps it."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(folded.translate(_WITHOUT_PUNCTUATION).split()) or " ".join(folded.split())
+    """A text to be classified: without regard to case, spaces, hyphens, and quotes and sentence marks around words.
+
+    What is within a word counts (10.5), and any other character does: "a * b" is not "a / b", ":)" is not ":(".
+    """
+    folded = unicodedata.normalize("NFKC", text).casefold().translate(_AS_ASCII)
+    words = _HYPHEN.sub(" ", folded).split()
+    return " ".join(filter(None, map(_bare, words))) or " ".join(words)
+
+
+def _bare(word: str) -> str:
+    return word.lstrip(_BEFORE).rstrip(_AFTER)
+
+
+def but_for_spaces(text: str) -> str:
+    """A text that is learnt to the character: without regard to spaces, and to how Unicode composes characters."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def hold_out(rows: Sequence[RowT], fraction: float, seed: int) -> tuple[list[RowT], list[RowT]]:

@@ -33,7 +33,7 @@ class LabelledText:
     place: str
 
     def key(self) -> str:
-        """The text as it counts for duplicates: without regard to case, punctuation and spaces."""
+        """The text as it counts for duplicates."""
         return normalise(self.text) + ("\n" + normalise(self.pair) if self.pair is not None else "")
 
 

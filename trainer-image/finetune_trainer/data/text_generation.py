@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +15,14 @@ from finetune_trainer.data.formats import Row, shown
 from finetune_trainer.data.report import DataReport
 from finetune_trainer.data.rows import Rows
 from finetune_trainer.data.rows import load as load_rows
-from finetune_trainer.data.selection import normalise
+from finetune_trainer.data.selection import but_for_spaces
 from finetune_trainer.errors import TrainerError
 
 ASSISTANT = "assistant"
 _INSTRUCTING = ("system", "developer")
 _FORMS = {"text": ("text",), "prompt and completion": ("prompt", "completion"), "messages": ("messages",)}
+_BESIDE = {"messages": ("tools",)}
+"""Columns that belong to a form, but do not tell it: they are found beside others too."""
 _SHOWN = 10
 
 
@@ -32,8 +35,8 @@ class PlainText:
     label: str = ""
 
     def key(self) -> str:
-        """The text as it counts for duplicates: without regard to case, punctuation and spaces."""
-        return normalise(self.text)
+        """The text as it counts for duplicates: what is written is learnt to the character, but for spaces."""
+        return but_for_spaces(self.text)
 
     def given(self) -> str:
         """All of it: nothing in it is an answer."""
@@ -51,11 +54,11 @@ class PromptCompletion:
 
     def key(self) -> str:
         """Both texts as they count for duplicates."""
-        return normalise(self.prompt) + "\n" + normalise(self.completion or "")
+        return but_for_spaces(self.prompt) + "\n" + but_for_spaces(self.completion or "")
 
     def given(self) -> str:
         """The prompt."""
-        return normalise(self.prompt)
+        return but_for_spaces(self.prompt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,24 +67,26 @@ class Chat:
 
     messages: tuple[dict[str, Any], ...]
     place: str
+    tools: tuple[dict[str, Any], ...] | None = None
+    """The functions that the assistant may call; None in a row that speaks of none."""
     label: str = ""
 
     def key(self) -> str:
-        """All messages as they count for duplicates."""
-        return _key(self.messages)
+        """All messages and tools as they count for duplicates."""
+        return self._key(self.messages)
 
     def given(self) -> str:
         """What the first answer follows: the messages before the assistant's first one to somebody's question."""
         is_asked = False
         for number, message in enumerate(self.messages):
             if is_asked and message["role"] == ASSISTANT:
-                return _key(self.messages[:number])
+                return self._key(self.messages[:number])
             is_asked = is_asked or message["role"] not in (ASSISTANT, *_INSTRUCTING)
         return self.key()
 
-
-def _key(messages: Sequence[dict[str, Any]]) -> str:
-    return "\n".join(normalise(f"{message['role']} {message.get('content') or ''}") for message in messages)
+    def _key(self, messages: Sequence[dict[str, Any]]) -> str:
+        parts = [{**message, "content": but_for_spaces(message.get("content") or "")} for message in messages]
+        return json.dumps([parts, self.tools or ()], sort_keys=True, default=str)
 
 
 GenerationRow = PlainText | PromptCompletion | Chat
@@ -89,7 +94,7 @@ GenerationRow = PlainText | PromptCompletion | Chat
 
 def load(run: Run) -> Rows[GenerationRow]:
     """Read, check, de-duplicate and split the rows of a job. Raises TrainerError."""
-    given = [form for form, fields in _FORMS.items() if any(getattr(run.spec.data.columns, one) for one in fields)]
+    given = [form for form in _FORMS if _is_named(form, run.spec.data.columns)]
     if len(given) > 1:
         raise TrainerError(
             ExitCode.SPEC_INVALID,
@@ -115,8 +120,8 @@ def _check(row: Row, columns: Columns, report: DataReport, is_labelled: bool) ->
 
 def _form(row: Row, columns: Columns, report: DataReport) -> str | None:
     """Which form a row has: that of the columns that are given, else of those it has; None where it is empty."""
-    for form, fields in _FORMS.items():
-        if any(getattr(columns, field) for field in fields):
+    for form in _FORMS:
+        if _is_named(form, columns):
             return form
     found = [form for form, fields in _FORMS.items() if any(row.values.get(field) is not None for field in fields)]
     if len(found) > 1:
@@ -135,6 +140,10 @@ def _form(row: Row, columns: Columns, report: DataReport) -> str | None:
             "set data.columns.text; or data.columns.prompt and completion; or data.columns.messages",
         )
     return found[0] if found else None
+
+
+def _is_named(form: str, columns: Columns) -> bool:
+    return any(getattr(columns, field) for field in (*_FORMS[form], *_BESIDE.get(form, ())))
 
 
 def _plain_text(row: Row, columns: Columns, report: DataReport) -> PlainText | None:
@@ -164,19 +173,43 @@ def _prompt_completion(row: Row, columns: Columns, report: DataReport, is_labell
 
 def _chat(row: Row, columns: Columns, report: DataReport, is_labelled: bool) -> Chat | None:
     column = columns.messages or "messages"
-    values = value_in(row, column, "messages", report)
+    values = _parsed(value_in(row, column, "messages", report))
     if values is not None and not isinstance(values, list):
-        raise of_wrong_type(row, "messages", values, "a list of {role, content}", column, report)
+        raise of_wrong_type(row, "messages", values, "a list of {role, content}, or the JSON of one", column, report)
     messages = tuple(_message(value, number, row, report) for number, value in enumerate(values or (), start=1))
+    tools = _tools(row, columns, report)
     if not messages:
         report.drop_unusable("without messages", row.place)
     elif is_labelled and not any(message["role"] == ASSISTANT for message in messages):
         report.drop_unusable("without an assistant's message", row.place)
-    elif not all(is_unicode(text) for message in messages for text in message.values() if isinstance(text, str)):
+    elif not is_unicode(json.dumps([messages, tools], ensure_ascii=False, default=str)):
         report.drop_unusable("with half a character", row.place)
     else:
-        return Chat(messages, row.place)
+        return Chat(messages, row.place, tools)
     return None
+
+
+def _tools(row: Row, columns: Columns, report: DataReport) -> tuple[dict[str, Any], ...] | None:
+    """The functions that a row offers, as a list or as the JSON of one; None where it has none."""
+    column = columns.tools or "tools"
+    value = value_in(row, column, "tools", report) if columns.tools else row.values.get(column)
+    tools = _parsed(value)
+    if not tools:
+        return None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        wanted = "a list of functions' JSON schemas, or the JSON of one"
+        raise of_wrong_type(row, "tools", value, wanted, column, report)
+    return tuple(tools)
+
+
+def _parsed(value: Any) -> Any:
+    """What a string is the JSON of: CSV has nothing but strings, and Parquet holds no lists of different things."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value) if value.strip() else None
+    except (ValueError, RecursionError):
+        return value
 
 
 def _message(value: Any, number: int, row: Row, report: DataReport) -> dict[str, Any]:
@@ -193,6 +226,8 @@ def _message(value: Any, number: int, row: Row, report: DataReport) -> dict[str,
         )
     message = {name: part for name, part in value.items() if part is not None}
     content = message.get("content")
+    if isinstance(content, list) and content and all(map(_is_text_part, content)):
+        message["content"] = content = "\n".join(part["text"] for part in content)
     if not isinstance(content, str) and (content is not None or message.keys() == {"role"}):
         what = "has no content" if content is None else f"has content of type {type(content).__name__}, not a string"
         raise TrainerError(
@@ -201,3 +236,7 @@ def _message(value: Any, number: int, row: Row, report: DataReport) -> dict[str,
             'write messages as {"role": "user", "content": "..."}; only text can be learnt',
         )
     return message
+
+
+def _is_text_part(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)

@@ -34,7 +34,7 @@ class TaggedWords:
     label: str = ""
 
     def key(self) -> str:
-        """The words as they count for duplicates: without regard to case, punctuation and spaces."""
+        """The words as they count for duplicates."""
         return normalise(" ".join(self.words))
 
 

@@ -15,12 +15,14 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.run import Run
 from finetune_trainer.batching import NO_UNIT, UNLABELED, Batch, Example
 from finetune_trainer.data import text_generation as data
-from finetune_trainer.data.learnt_tokens import Encoder, Tokens, Unlearnable
+from finetune_trainer.data.chat_template import Unlearnable
+from finetune_trainer.data.learnt_tokens import Encoder, Tokens
 from finetune_trainer.data.packing import can_pack, can_select, collate_tokens, targets_of
 from finetune_trainer.data.report import DataReport
 from finetune_trainer.data.rows import Part, Rows
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models import Loaded, check_directory, load_model, load_tokenizer
+from finetune_trainer.model_checks import check_directory
+from finetune_trainer.models import Loaded, load_model, load_tokenizer
 from finetune_trainer.perplexity import PerplexityMetrics
 from finetune_trainer.tasks.limits import check_vocabulary, max_length
 
@@ -50,7 +52,7 @@ class TextGeneration:
         self._max_dropped_fraction = run.spec.data.max_dropped_fraction
         self.tokenizer = tokenizer
         self.max_length = length
-        self._encoder = Encoder(tokenizer)
+        self._encoder = Encoder(tokenizer, run.first_started_at)
         self.train: Sequence[Example] = [
             *self._examples(rows.train), *self._examples(rows.replay), *self._examples(rows.unlabeled, False)
         ]  # fmt: skip
@@ -127,6 +129,8 @@ class TextGeneration:
                 part.report.num_kept -= 1
             else:
                 part.report.num_truncated += len(pieces[0].ids) > self.max_length
+                if self._leaves_tools_out(row):
+                    part.report.note("with tools, which the chat template does not write", row.place)
         self._check_share(part, bool(examples))
         return examples
 
@@ -140,12 +144,21 @@ class TextGeneration:
         starts = range(0, len(ids) - 1, length - 1)
         return [Tokens(ids[start : start + length], learnt[start : start + length]) for start in starts]
 
+    def _leaves_tools_out(self, row: data.GenerationRow) -> bool:
+        if not isinstance(row, data.Chat) or row.tools is None:
+            return False
+        return not self._encoder.template.writes(row.messages, row.tools)
+
     def _template_report(self) -> list[str]:
         """Which template wrote the chats: with another one the model would read what it never saw."""
         if not any(isinstance(row, data.Chat) for row in self._rows.train.rows):
             return []
-        digest = hashlib.sha256(self.tokenizer.get_chat_template().encode()).hexdigest()
-        return [f"chat template: sha256 {digest[:16]}"]
+        template = self._encoder.template
+        digest = hashlib.sha256((template.source() or "").encode()).hexdigest()
+        line = f"chat template: sha256 {digest[:16]}"
+        if template.asked_for:
+            line += f"; it asks for the date, and is told that of the job's first start: {min(template.asked_for)}"
+        return [line]
 
     def _check_share(self, part: Part[data.GenerationRow], any_left: bool) -> None:
         """Raise TrainerError when too many rows turned out unusable once they were tokens."""
