@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from chart.rendering import Chart
+from chart.rendering import Chart, find_kubectl
+from testbed.binaries import find
 from testbed.helm import find_helm
 from testbed.needed import found, have_before_tests
 
@@ -16,6 +17,13 @@ pytest_plugins = ["testbed.plugin"]
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Have helm before the first test starts."""
     have_before_tests(session, "chart", find_helm)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests have measured."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            terminalreporter.write_line(f"{name}: {value}")
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +36,9 @@ def helm() -> Path:
 def chart(helm: Path) -> Chart:
     """The chart, to be rendered."""
     return Chart(helm)
+
+
+@pytest.fixture(scope="session")
+def kubectl() -> str:
+    """Where kubectl is; skip only where it cannot be had."""
+    return find_kubectl() or str(found(find).kubectl)

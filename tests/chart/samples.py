@@ -23,6 +23,17 @@ _DATA = ("tweets", "trec")
 _ROWS = {"train": 64, "evaluation": 32}
 
 
+def few_rows(folder: Path) -> None:
+    """What the samples learn from: their model, and their data cut to its first rows."""
+    shutil.copytree(ASSETS / "models" / "minilm", folder / "models" / "minilm")
+    for data in _DATA:
+        (folder / "data" / data).mkdir(parents=True)
+        for file, rows in _ROWS.items():
+            name = f"data/{data}/{file}.jsonl"
+            lines = (ASSETS / name).read_text(encoding="utf-8").splitlines(keepends=True)
+            (folder / name).write_text("".join(lines[:rows]), encoding="utf-8")
+
+
 @dataclass(frozen=True)
 class Samples:
     """A namespace with the claims that the samples name."""
@@ -38,15 +49,8 @@ class Samples:
         made.models.mkdir()
         # A folder of the host is not given to the pod's group, as other volumes are.
         os.chown(made.models, TRAINER_USER, TRAINER_USER)
-        examples = folder / "examples"
-        shutil.copytree(ASSETS / "models" / "minilm", examples / "models" / "minilm")
-        for data in _DATA:
-            (examples / "data" / data).mkdir(parents=True)
-            for file, rows in _ROWS.items():
-                name = f"data/{data}/{file}.jsonl"
-                lines = (ASSETS / name).read_text(encoding="utf-8").splitlines(keepends=True)
-                (examples / name).write_text("".join(lines[:rows]), encoding="utf-8")
-        made.namespace.volume("examples", folder=str(examples))
+        few_rows(folder / "examples")
+        made.namespace.volume("examples", folder=str(folder / "examples"))
         made.namespace.volume("models", folder=str(made.models))
         return made
 

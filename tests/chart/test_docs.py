@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from chart.rendering import FOLDER, ROOT, Chart
+from chart.documented import blocks
+from chart.rendering import FOLDER, ROOT, Chart, of_kind, one
 from finetune_api.manifest import parse_job
 from testbed.prometheus import program
 
@@ -19,12 +20,8 @@ TEXT = {path.name: path.read_text() for path in DOCS}
 VALUES: dict[str, Any] = yaml.safe_load((FOLDER / "values.yaml").read_text())
 
 
-def blocks(name: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT[name], re.MULTILINE | re.DOTALL)
-
-
 def documents(name: str) -> list[Any]:
-    return [each for block in blocks(name, "yaml") for each in yaml.safe_load_all(block)]
+    return [each for block in blocks(TEXT[name], "yaml") for each in yaml.safe_load_all(block)]
 
 
 def test_every_value_that_is_named_is_one() -> None:
@@ -51,12 +48,31 @@ def test_the_manifests_of_the_quick_starts_are_valid() -> None:
 def test_the_values_of_the_examples_are_taken(chart: Chart) -> None:
     digest = "sha256:" + "0a" * 32
     examples = [each for name in ("installing.md", "gitops.md") for each in documents(name) if set(each) <= set(VALUES)]
-    assert len(examples) == 3
+    assert len(examples) == 4
     for values in examples:
         for image in (values.get("image", {}), values.get("trainer", {}).get("image", {})):
             if "digest" in image:
                 image["digest"] = digest
         assert chart.render(values)
+
+
+def test_the_values_for_kube_prometheus_stack_say_all_that_it_selects_by(chart: Chart) -> None:
+    [values] = [each for each in documents("monitoring.md") if set(each) <= set(VALUES)]
+    found = chart.render(values)
+    for kind in ("ServiceMonitor", "PrometheusRule"):
+        assert one(found, kind)["metadata"]["labels"]["release"] == "monitoring"
+    dashboards = [each for each in of_kind(found, "ConfigMap") if "dashboard" in each["metadata"]["name"]]
+    assert len(dashboards) == 2
+    assert all(each["metadata"]["labels"]["grafana_dashboard"] == "1" for each in dashboards)
+    reader = {"kind": "ServiceAccount", "namespace": "monitoring", "name": "monitoring-kube-prometheus-prometheus"}
+    assert reader in one(found, "ClusterRoleBinding", "finetune-operator-metrics-reader")["subjects"]
+
+
+def test_the_metrics_reader_of_a_namespaced_release_is_named_as_is_said(chart: Chart) -> None:
+    assert "`finetune-operator-finetune-system-metrics-reader`" in TEXT["monitoring.md"]
+    assert one(
+        chart.render({"watchNamespace": "team-a"}), "ClusterRole", "finetune-operator-finetune-system-metrics-reader"
+    )
 
 
 def test_prometheus_takes_the_scrape_config(tmp_path: Path) -> None:
