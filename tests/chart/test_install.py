@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 
 import pytest
 
 from account_rights import refused, requests
+from chart.network_probes import PORT, Probes
 from chart.rendering import FOLDER, NAMESPACE, RELEASE, Chart
 from chart.samples import APPROACHES, TEACHER, Samples
 from e2e.jobs import ASSETS, START_SECONDS, Team
+from finetune_operator.plan.names import JOB_NAME_LABEL
 from testbed import node_images
 from testbed.client import Object, eventually
 from testbed.cluster import RESTRICTED
@@ -31,12 +34,22 @@ def image(name: str) -> Object:
     return {"repository": repository, "tag": tag, "pullPolicy": "Never"}
 
 
-VALUES: Object = {
-    "image": image(node_images.OPERATOR_IMAGE),
-    "trainer": {"image": image(node_images.TRAINER_IMAGE)},
-    # The node may have two CPUs, and a sample asks for both.
-    "resources": {"requests": {"cpu": "0"}},
-}
+def closed_values(cluster: NodeCluster, *namespaces: str) -> Object:
+    """Images of the node's, and network policies for the operator and the training pods of some namespaces."""
+    host, _, port = cluster.server.url.removeprefix("https://").rpartition(":")
+    policies: Object = {
+        "enabled": True,
+        "apiServer": {"ports": [int(port)], "cidrs": [f"{host}/32"]},
+        "dns": {"cidrs": [f"{cluster.slot.node_address}/32"]},
+        "training": {"namespaces": list(namespaces)},
+    }
+    return {
+        "image": image(node_images.OPERATOR_IMAGE),
+        "trainer": {"image": image(node_images.TRAINER_IMAGE)},
+        # The node may have two CPUs, and a sample asks for both.
+        "resources": {"requests": {"cpu": "0"}},
+        "networkPolicy": policies,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -85,21 +98,26 @@ def logs(cluster: NodeCluster) -> str:
 
 
 def test_life_of_a_release(
-    chart: Chart, bare_cluster: NodeCluster, team: Team, samples: Samples, capsys: pytest.CaptureFixture[str]
+    chart: Chart,
+    bare_cluster: NodeCluster,
+    team: Team,
+    samples: Samples,
+    record_property: Callable[[str, object], None],
 ) -> None:
     """One test, because each part starts from what the one before leaves.
 
     The samples are applied as they are; their volumes hold 64 rows to train on and 32 to judge by.
     """
     before, started = _objects(bare_cluster), datetime.now(UTC)
-    helm(chart, bare_cluster, "install", RELEASE, str(FOLDER), "--wait", "--timeout=5m", values=VALUES)
+    closed = closed_values(bare_cluster, team.namespace.name, samples.namespace.name)
+    helm(chart, bare_cluster, "install", RELEASE, str(FOLDER), "--wait", "--timeout=5m", values=closed)
     assert len(operators(bare_cluster)) == 2
     _complete_the_samples(samples)
     seconds = (samples.first_step() - started).total_seconds()
-    with capsys.disabled():
-        print(f"\nfrom helm install to the first step of the first job: {seconds:.0f} s")
+    record_property("from helm install to the first step of the first job", f"{seconds:.0f} s")
 
-    _upgrade_while_a_job_runs(chart, bare_cluster, team)
+    _judge_the_network(bare_cluster, samples)
+    _upgrade_while_a_job_runs(chart, bare_cluster, team, closed)
     assert "Traceback" not in logs(bare_cluster)
     _judge_the_audit_log(bare_cluster, samples)
     _uninstall(chart, bare_cluster, team, samples)
@@ -124,23 +142,55 @@ def _progress(team: Team, job: str) -> int:
     return step
 
 
-def _upgrade_while_a_job_runs(chart: Chart, cluster: NodeCluster, team: Team) -> None:
-    """The same pod trains on, the certificate stays, and its reports arrive at the new replicas."""
+def _judge_the_network(cluster: NodeCluster, samples: Samples) -> None:
+    """Training pods reach the operator, and nothing else of the cluster; nobody else reaches either."""
+    probes, trainer, stranger = (
+        Probes(cluster.client, samples.namespace.name),
+        {JOB_NAME_LABEL: "probe"},
+        {"app": "web"},
+    )
+    operator, reports = operators(cluster)[0]["status"]["podIP"], 8443
+    assert probes.reaches(operator, reports, trainer)
+    assert not probes.reaches(operator, reports, stranger)
+    host, _, port = cluster.server.url.removeprefix("https://").rpartition(":")
+    assert probes.reaches(host, int(port), stranger)
+    assert not probes.reaches(host, int(port), trainer)
+    with probes.listening(stranger) as address:
+        assert not probes.reaches(address, PORT, trainer)
+    with probes.listening(trainer) as address:
+        assert not probes.reaches(address, PORT, stranger)
+
+
+def _upgrade_while_a_job_runs(chart: Chart, cluster: NodeCluster, team: Team, closed: Object) -> None:
+    """Upgraded and rolled back: the same pod trains on, the certificate stays, and new replicas get its reports."""
     team.apply("long", training={"maxSteps": 100_000, "batchSize": 8})
     eventually(lambda: _progress(team, "long"), "the job's first report", START_SECONDS)
     pod = team.namespace.bound_pod("long")["metadata"]["uid"]
     secret = f"/api/v1/namespaces/{NAMESPACE}/secrets/{RELEASE}-tls"
     certificate = cluster.client.get(secret)["data"]
-    before = {each["metadata"]["uid"] for each in operators(cluster)}
 
-    helm(chart, cluster, "upgrade", RELEASE, str(FOLDER), "--wait", "--timeout=5m", values={**VALUES, "workers": 4})
+    upgrade, rollback = ("upgrade", RELEASE, str(FOLDER)), ("rollback", RELEASE)
+    for command, given, workers in ((upgrade, {**closed, "workers": 4}, "4"), (rollback, None, "16")):
+        _replace_the_replicas(chart, cluster, *command, values=given)
+        assert {_setting(each, "FINETUNE_WORKERS") for each in operators(cluster)} == {workers}
+        reached = _progress(team, "long")
+        farther = partial(lambda step: _progress(team, "long") > step, reached)
+        eventually(farther, f"a report after the {command[0]}", START_SECONDS)
+        assert team.namespace.bound_pod("long")["metadata"]["uid"] == pod
+        assert team.namespace.job("long")["status"].get("restarts", 0) == 0
+        assert cluster.client.get(secret)["data"] == certificate
+
+
+def _replace_the_replicas(chart: Chart, cluster: NodeCluster, *command: str, values: Object | None) -> None:
+    before = {each["metadata"]["uid"] for each in operators(cluster)}
+    helm(chart, cluster, *command, "--wait", "--timeout=5m", values=values)
     replaced = lambda: len(operators(cluster)) == 2 and not before & {p["metadata"]["uid"] for p in operators(cluster)}  # noqa: E731
     eventually(replaced, "both replicas are new", START_SECONDS)
-    reached = _progress(team, "long")
-    eventually(lambda: _progress(team, "long") > reached, "a report after the upgrade", START_SECONDS)
-    assert team.namespace.bound_pod("long")["metadata"]["uid"] == pod
-    assert team.namespace.job("long")["status"].get("restarts", 0) == 0
-    assert cluster.client.get(secret)["data"] == certificate
+
+
+def _setting(pod: Object, name: str) -> str:
+    [value] = [entry["value"] for entry in pod["spec"]["containers"][0]["env"] if entry["name"] == name]
+    return str(value)
 
 
 def _judge_the_audit_log(cluster: NodeCluster, samples: Samples) -> None:

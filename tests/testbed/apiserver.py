@@ -21,6 +21,8 @@ from .processes import HOST, ServerProcess, reserved_port
 
 START_SECONDS = 120.0
 AUDIT_LOG = "audit.log"
+SERVICES = "10.96.0.0/16"
+"""The addresses of Services."""
 
 
 class ApiServerError(RuntimeError):
@@ -150,7 +152,7 @@ def _apiserver_command(folder: Path, address: str, port: int, binaries: Binaries
         "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
         f"--service-account-key-file={key}",
         f"--service-account-signing-key-file={key}",
-        "--service-cluster-ip-range=10.96.0.0/16",
+        f"--service-cluster-ip-range={SERVICES}",
         # A loopback address is no valid endpoint of the kubernetes service.
         "--endpoint-reconciler-type=none",
         "--allow-privileged",

@@ -13,10 +13,12 @@ from .client import Client
 from .cluster import LEASE, Namespace, make_namespace
 from .controllers import controllers
 from .coredns import find_coredns
+from .kube_router import find_kube_router
 from .node_containerd import Containerd, Lent
 from .node_dns import ClusterDns
 from .node_kubelet import NODE, Credentials, Kubelet
 from .node_namespaces import NodeNamespaces
+from .node_policies import NetworkPolicies
 from .node_proxy import ServiceProxy
 from .operator_process import OperatorProcess, install
 
@@ -34,8 +36,8 @@ class NodeCluster:
     def start(cls, *, bare: bool = False) -> Iterator[NodeCluster]:
         """Start all of it; stop and remove it at the end. Raises NodeUnavailableError.
 
-        A bare one has no CRD and no RBAC of the operator, but its image, and Services that pods can reach: there the
-        operator is installed as people do.
+        A bare one has no CRD and no RBAC of the operator, but its image, Services that pods can reach, and network
+        policies that hold: there the operator is installed as people do.
         """
         node_machine.ensure_programs()
         binaries = find(BUILT_NAMES)
@@ -60,6 +62,7 @@ class NodeCluster:
             stack.enter_context(Kubelet(slot, namespaces, containerd.endpoint).running(server, credentials))
             if bare:
                 stack.enter_context(ServiceProxy(slot, namespaces).running(server, NODE))
+                stack.enter_context(NetworkPolicies(slot, namespaces, find_kube_router()).running(server, NODE))
             yield cls(server, Client(server), slot)
 
     def namespace(self, name: str) -> Namespace:

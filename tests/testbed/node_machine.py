@@ -15,10 +15,13 @@ _PACKAGES = {
     "containerd": "containerd",
     "debootstrap": "debootstrap",
     "ip": "iproute2",
+    "ipset": "ipset",
+    "iptables": "iptables",
     "mount": "mount",
     "nft": "nftables",
     "openssl": "openssl",
     "runc": "runc",
+    "sysctl": "procps",
     "unshare": "util-linux",
 }
 _CNI_PACKAGE = "containernetworking-plugins"
