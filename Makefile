@@ -35,7 +35,10 @@ trainer: $(VENV)/ready assets ## real training on small models and data, runs ki
 	$(BIN)/pytest tests/trainer tests/security/test_trainer_*.py --numprocesses=auto --dist=loadfile
 
 integration: $(VENV)/ready prometheus ## against a real API server; the first run may build it
-	$(BIN)/pytest tests/testbed tests/integration tests/security/test_cluster_*.py
+	$(BIN)/pytest tests/testbed tests/integration tests/security/test_cluster_*.py $(BY_FILE)
+
+# They wait more than they compute; each process has a cluster of its own.
+BY_FILE := --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 matrix: $(VENV)/ready ## what hangs on the version of Kubernetes, with three minors of it; builds two more control planes the first time
 	@failed=; for minor in $(MINORS) pinned; do \
@@ -45,7 +48,7 @@ matrix: $(VENV)/ready ## what hangs on the version of Kubernetes, with three min
 MINORS := $(patsubst tests/testbed/go-%,%,$(wildcard tests/testbed/go-*))
 MATRIX := tests/testbed/test_apiserver.py tests/testbed/test_audit.py tests/testbed/test_cluster.py tests/integration/test_crd.py \
 	$(foreach part,life changes edits failures progress restarts rights leader,tests/integration/test_operator_$(part).py) \
-	tests/chart/test_on_api_server.py
+	tests/chart/test_on_api_server.py tests/chart/test_image_policy.py
 
 prometheus: ## Debian's package for the tests of metrics and alerts, where it can be had; elsewhere put prometheus and promtool on the PATH
 	@command -v prometheus >/dev/null || \
@@ -53,7 +56,10 @@ prometheus: ## Debian's package for the tests of metrics and alerts, where it ca
 		echo "no Prometheus: the tests that need it are skipped (and fail under CI)"
 
 chart: $(VENV)/ready assets ## the Helm chart: rendered, judged by a real API server, installed on a real node; may build helm
-	$(BIN)/pytest tests/chart tests/security/test_chart_*.py tests/security/test_images.py
+	$(BIN)/pytest tests/chart tests/security/test_chart_*.py tests/security/test_images.py --ignore=$(INSTALL) $(BY_FILE)
+	$(BIN)/pytest $(INSTALL)
+# By itself: on the node the operator is given what others leave of the processor.
+INSTALL := tests/chart/test_install.py
 
 images: ## the operator's and the trainer's, with docker, podman or buildah; REGISTRY=... TAG=... PUSH=1
 	@scripts/images.sh
@@ -67,13 +73,14 @@ cluster: $(VENV)/ready assets ## a Kubernetes with the operator, to try it; as r
 demo-cluster: $(VENV)/ready assets ## the samples, applied with kubectl and trained in pods; root on Linux; minutes
 	PYTHONPATH=tests $(BIN)/python scripts/cluster.py --demo
 
-generate: $(VENV)/ready ## what is generated: CRD, reference, exit codes, dashboards
+generate: $(VENV)/ready ## what is generated: CRD, reference, exit codes, dashboards, and copies of them
 	$(BIN)/python -m finetune_api.crd > manifests/crds/finetunejobs.yaml
 	cp manifests/crds/finetunejobs.yaml helm/finetune-operator/files/
 	$(BIN)/python scripts/chart_readme.py > helm/finetune-operator/README.md
 	$(BIN)/python -m finetune_api.reference > docs/reference.md
 	$(BIN)/python -m finetune_api.exit_codes > docs/exit-codes.md
 	PYTHONPATH=scripts $(BIN)/python -m dashboards helm/finetune-operator/files/dashboards
+	$(BIN)/python scripts/monitoring_overlay.py > manifests/overlays/monitoring/alerts_and_dashboards.yaml
 
 assets: $(VENV)/ready ## the example model and data, by pinned hash
 	$(BIN)/python scripts/fetch_assets.py --dest $(ASSETS)

@@ -50,6 +50,30 @@ def refused(audit: AuditLog) -> list[Write]:
     return [request for request in requests(audit) if not request.authorized or request.code == 401]
 
 
+def is_allowed(
+    client: Client, verb: str, resource: str, group: str, namespace: str = "default", name: str = ""
+) -> bool:
+    """Whether the account has a right."""
+    plural, _, subresource = resource.partition("/")
+    attributes = {
+        "verb": verb,
+        "group": group,
+        "resource": plural,
+        "subresource": subresource,
+        "namespace": namespace,
+        "name": name,
+    }
+    review: Object = {"spec": {"user": USER, "resourceAttributes": attributes}}
+    answer = client.create("/apis/authorization.k8s.io/v1/subjectaccessreviews", review)
+    return bool(answer["status"]["allowed"])
+
+
+def missing(audit: AuditLog, client: Client) -> list[tuple[str, ...]]:
+    """What the account asked for and has no right to; an API server that is just starting refuses more."""
+    forbidden = {(each.verb, each.resource, each.group, each.namespace, each.name) for each in refused(audit)}
+    return sorted(attributes for attributes in forbidden if not is_allowed(client, *attributes))
+
+
 def table(rights: set[Right], uses: Counter[Right]) -> str:
     """The rights, one a line, with how often each was used."""
     by_resource = sorted(rights, key=lambda right: right[::-1])

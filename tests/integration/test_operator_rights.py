@@ -6,10 +6,10 @@ import functools
 
 import pytest
 
-from account_rights import NOT_REQUESTED, USER, granted, refused, table, used
+from account_rights import NOT_REQUESTED, granted, is_allowed, missing, table, used
 from operator_jobs import job, pod_token, report, report_path
 from rights_in_use import delete_a_queued_job, judge_a_scrape, meet_a_foreign_job
-from testbed.client import Object, eventually
+from testbed.client import eventually
 from testbed.cluster import Cluster, Namespace
 from testbed.operator_process import OperatorProcess
 
@@ -59,30 +59,9 @@ def test_every_right_is_used(cluster: Cluster) -> None:
 
 @pytest.mark.security(7)
 @pytest.mark.usefixtures("everything")
-def test_no_right_was_missing_in_the_whole_session(cluster: Cluster) -> None:
-    """What was refused, was so by an API server that was just starting, not by RBAC."""
-    forbidden = {
-        (request.verb, request.resource, request.group, request.namespace, request.name)
-        for request in refused(cluster.server.audit)
-    }
-    assert not [attributes for attributes in forbidden if not is_allowed(cluster, *attributes)]
-
-
-def is_allowed(
-    cluster: Cluster, verb: str, resource: str, group: str, namespace: str = "default", name: str = ""
-) -> bool:
-    plural, _, subresource = resource.partition("/")
-    attributes = {
-        "verb": verb,
-        "group": group,
-        "resource": plural,
-        "subresource": subresource,
-        "namespace": namespace,
-        "name": name,
-    }
-    review: Object = {"spec": {"user": USER, "resourceAttributes": attributes}}
-    answer = cluster.client.create("/apis/authorization.k8s.io/v1/subjectaccessreviews", review)
-    return bool(answer["status"]["allowed"])
+def test_no_right_was_missing(cluster: Cluster) -> None:
+    """Nor in any other test: the cluster's fixture judges them all at its end."""
+    assert not missing(cluster.server.audit, cluster.client)
 
 
 @pytest.mark.security(6)
@@ -100,4 +79,4 @@ def is_allowed(
     ],
 )
 def test_what_it_does_not_need_it_may_not(cluster: Cluster, verb: str, resource: str, group: str) -> None:
-    assert not is_allowed(cluster, verb, resource, group)
+    assert not is_allowed(cluster.client, verb, resource, group)

@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, suppress
 
 import pytest
 
+from account_rights import missing
+
 from .apiserver import ApiServer
 from .binaries import CONTROL_PLANE_NAMES, NAMES, Binaries, BinariesUnavailableError, BuildFailedError, find
 from .cluster import Cluster, Namespace
@@ -17,8 +19,8 @@ from .operator_process import OperatorProcess
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Have the programs before the first test starts: a build may take longer than a test may."""
     wanted = {name for item in session.items for name in getattr(item, "fixturenames", ())}
-    names = CONTROL_PLANE_NAMES if "cluster" in wanted else NAMES
-    if session.config.option.collectonly or not wanted & {"cluster", "api_server"}:
+    names = CONTROL_PLANE_NAMES if "control_plane" in wanted else NAMES
+    if session.config.option.collectonly or not wanted & {"control_plane", "api_server"}:
         return
     with suppress(BinariesUnavailableError, BuildFailedError):  # the fixtures tell
         _find(session.config, names)
@@ -39,9 +41,10 @@ def control_plane(pytestconfig: pytest.Config) -> Binaries:
 
 @pytest.fixture(scope="session")
 def cluster(control_plane: Binaries) -> Iterator[Cluster]:
-    """Run a control plane with a node that is played."""
+    """Run a control plane with a node that is played; at the end, no operator has lacked a right in any test."""
     with Cluster.start(control_plane) as started:
         yield started
+        assert not missing(started.server.audit, started.client)
 
 
 @pytest.fixture
