@@ -22,11 +22,12 @@ from finetune_api.run import Termination
 from finetune_trainer.batching import NO_UNIT, UNLABELED, Example
 from finetune_trainer.distillation.cache import num_units
 from finetune_trainer.distillation.objective import DistillationObjective
+from finetune_trainer.distillation.student import keep_layers
 from finetune_trainer.distillation.teacher import check_tokenizers
 from finetune_trainer.errors import TrainerError
 from trainer.distilling import RESPONSE, student_run, terms_and_gradient
 from trainer.runs import CPU, complete, finish, make_loop, output
-from trainer.tiny import HOULSBY, make_model, make_rows, make_run, write_rows
+from trainer.tiny import HOULSBY, KINDS, make_model, make_rows, make_run, write_rows
 from trainer.tiny_lm import make_chats, make_lm, make_lm_run
 
 
@@ -53,6 +54,29 @@ def made_teacher(directory: Path, base: Path, labels: tuple[str, ...] = ("bad", 
     return directory
 
 
+def saved_with_labels(directory: Path, base: Path) -> Path:
+    """Any model with a new head for the tiny rows."""
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        base, id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1}
+    )
+    model.save_pretrained(directory)
+    AutoTokenizer.from_pretrained(base).save_pretrained(directory)
+    return directory
+
+
+STATELESS: dict[str, tuple[str, dict[str, Any]]] = {
+    "t5": (
+        "T5Model",
+        {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0},
+    ),
+    "funnel": (
+        "FunnelModel",
+        {"d_model": 32, "n_head": 2, "d_head": 16, "d_inner": 64, "block_sizes": [1, 1], "num_decoder_layers": 1},
+    ),
+}
+
+
 def refused(tmp_path: Path, base: Path, teacher: Path, **fields: Any) -> Termination:
     termination = finish(student_run(tmp_path / "run", base, teacher, **fields))
     assert termination.exit_code == ExitCode.MODEL_INVALID, termination.message
@@ -62,10 +86,11 @@ def refused(tmp_path: Path, base: Path, teacher: Path, **fields: Any) -> Termina
 
 
 class TestLabels:
-    def test_another_order_is_put_right(self, base: Path, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("labels", [("good", "bad"), ("Good", "BAD")])
+    def test_another_order_is_put_right(self, base: Path, tmp_path: Path, labels: tuple[str, ...]) -> None:
         """The same teacher with its classes turned round answers the same."""
         straight = made_teacher(tmp_path / "straight", base)
-        turned = made_teacher(tmp_path / "turned", base, ("good", "bad"))
+        turned = made_teacher(tmp_path / "turned", base, labels)
         weights = load_file(straight / "model.safetensors")
         for name in ("classifier.weight", "classifier.bias"):
             weights[name] = weights[name].flip(0)
@@ -171,18 +196,27 @@ class TestDirectories:
         assert "maxLength" in termination.hint
 
     def test_attention_that_cannot_be_seen(self, base: Path, tmp_path: Path) -> None:
-        deberta = make_model(tmp_path / "deberta", "deberta-v2")
-        torch.manual_seed(0)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            deberta, num_labels=2, id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1}
-        )
-        model.save_pretrained(tmp_path / "teacher")
-        AutoTokenizer.from_pretrained(deberta).save_pretrained(tmp_path / "teacher")
+        saved_with_labels(tmp_path / "teacher", make_model(tmp_path / "deberta", "deberta-v2"))
         run = student_run(tmp_path / "run", base, tmp_path / "teacher", {"relation": {"selfAttention": "1"}})
         termination = finish(run)
         assert termination.exit_code == ExitCode.MODEL_INVALID
         assert "the attention of the teacher (deberta-v2) cannot be seen" in termination.message
         assert "selfAttention" in termination.hint
+
+    @pytest.mark.parametrize("terms", [{"feature": {}}, {"relation": {"layers": "1"}}, {"relation": {"distance": "1"}}])
+    @pytest.mark.parametrize(("kind", "shape"), STATELESS.items())
+    def test_states_that_cannot_be_seen(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, shape: Any, terms: dict[str, Any]
+    ) -> None:
+        """T5's classifier shows those of two stacks, and Funnel's tokens become fewer from layer to layer."""
+        monkeypatch.setitem(KINDS, kind, shape)
+        model = make_model(tmp_path / "model", kind)
+        teacher = saved_with_labels(tmp_path / "teacher", model)
+        strategy = {"distillation": {"teacher": {"uri": f"file://{teacher}"}, **terms}}
+        termination = finish(make_run(tmp_path / "run", model, strategy, training={"maxSteps": 1}))
+        assert termination.exit_code == ExitCode.MODEL_INVALID, termination.message
+        assert f"the states of the student ({kind}) cannot be compared" in termination.message
+        assert "relation's distance, angle and layers" in termination.hint
 
 
 class TestOtherKinds:
@@ -237,6 +271,24 @@ def test_padding_of_a_vocabulary_is_not_compared(tmp_path: Path) -> None:
     assert min(found) > 0.01
 
 
+_LAYERS = {"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+# Kinds whose configuration has a list with an entry a layer.
+LISTED: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt_neo": (
+        "GPTNeoModel",
+        {"hidden_size": 32, "num_layers": 4, "num_heads": 2, "attention_types": [[["global", "local"], 2]]}
+        | {"window_size": 4, "initializer_range": 0.15},
+    ),
+    "gemma3_text": (
+        "Gemma3TextModel",
+        _LAYERS
+        | {"num_key_value_heads": 1, "head_dim": 16, "sliding_window": 4, "initializer_range": 0.15}
+        | {"layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]},
+    ),
+    "longformer": ("LongformerModel", _LAYERS | {"attention_window": [4, 8, 4, 16], "initializer_range": 0.15}),
+}
+
+
 @pytest.mark.parametrize(
     ("target", "expected"), [(1, 1), (UNLABELED, 1), ((0, 3), 2), ([NO_UNIT, 2, UNLABELED, NO_UNIT], 2)]
 )
@@ -267,6 +319,35 @@ class TestStudentLayers:
         assert torch.equal(
             weights["bert.embeddings.word_embeddings.weight"], pretrained["embeddings.word_embeddings.weight"]
         )
+
+    @pytest.mark.parametrize(("kind", "shape"), LISTED.items())
+    def test_what_the_configuration_lists_for_each_layer(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, shape: tuple[str, dict[str, Any]]
+    ) -> None:
+        """Loaded again, the layers that are left see as far as they did."""
+        monkeypatch.setitem(KINDS, kind, shape)
+        directory = make_model(tmp_path / "model", kind)
+        inputs = {"input_ids": torch.arange(5, 37)[None]}
+        model = AutoModelForSequenceClassification.from_pretrained(directory).eval()
+        whole = model(**inputs).logits
+        keep_layers(model, [0, 1, 2, 3])
+        assert torch.equal(model(**inputs).logits, whole)
+        keep_layers(model, [3, 0])
+        expected = model(**inputs).logits
+        assert not torch.allclose(expected, whole)
+        model.save_pretrained(tmp_path / "student")
+        again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student").eval()
+        assert torch.equal(again(**inputs).logits, expected)
+
+    def test_what_a_configuration_cannot_say(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """By how far a layer sees alone it differs from the one that would be loaded in its place."""
+        shape = {"num_hidden_layers": 4, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64}
+        monkeypatch.setitem(KINDS, "longformer", ("LongformerModel", shape | {"attention_window": [4, 8, 4, 8]}))
+        directory = make_model(tmp_path / "model", "longformer")
+        model = AutoModelForSequenceClassification.from_pretrained(directory)
+        next(module for path, module in model.named_modules() if path.endswith("layer.1.attention.self")).scaling = 2.0
+        with pytest.raises(TrainerError, match="its configuration cannot describe them"):
+            keep_layers(model, [1, 3])
 
     def test_more_than_there_are(self, base: Path, tmp_path: Path) -> None:
         termination = finish(self.run(tmp_path, base, [0, 4]))

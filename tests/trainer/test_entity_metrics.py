@@ -123,12 +123,12 @@ def test_rows_in_pieces_are_scored_whole() -> None:
     ]
     other = Example([5] * 3, None, [NO_UNIT, 1, 0], row=8)
     for order in ([pieces[1], other, pieces[0]], [pieces[0], pieces[1], other]):
-        metrics = EntityMetrics(labels, {7: 2})
+        metrics = EntityMetrics(TagScheme.of(labels), {7: 2})
         for example in order:
             add(metrics, example, [tag for tag in example.target if tag != NO_UNIT])  # type: ignore[union-attr]
         assert metrics.compute() == {"entityF1": 1.0, "accuracy": 1.0, "loss": 0.5}
         assert metrics._counts.actual == len(TagScheme.of(labels).spans(row)) + 1
-    metrics = EntityMetrics(labels, {7: 2})
+    metrics = EntityMetrics(TagScheme.of(labels), {7: 2})
     add(metrics, pieces[1], [1, 0, 1])  # right but for the first word: the entity over the cut is cut in two
     add(metrics, pieces[0], [1, 2])
     assert metrics.compute()["entityF1"] == pytest.approx(2 * 1 / (3 + 2))

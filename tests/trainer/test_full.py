@@ -15,7 +15,8 @@ from finetune_trainer.strategies.full import depths
 from trainer.extraction import tagging_run
 from trainer.runs import complete, end_state, interrupted, make_loop, without_dropout
 from trainer.test_loop import scripted
-from trainer.tiny import make_model, make_run
+from trainer.tiny import KINDS, make_model, make_run
+from trainer.tiny_lm import IM_END, PAD, make_chats, make_lm, make_lm_run, make_tokenizer
 
 pytestmark = pytest.mark.usefixtures("unchecked_export")
 
@@ -48,6 +49,60 @@ def test_layers_thaw_from_the_top(tiny_bert: Path, tmp_path: Path) -> None:
         assert moved <= expected
         # Embeddings of words that are not in the batch stay without being frozen; all else must move.
         assert {name for name in expected if "embeddings" not in name} <= moved
+
+
+ELSEWHERE: list[tuple[str, str, dict[str, Any], set[str], set[str]]] = [
+    (
+        "deberta-v2",
+        "DebertaV2Model",
+        KINDS["deberta-v2"][1] | {"conv_kernel_size": 3, "conv_act": "gelu"},
+        {"deberta.encoder.LayerNorm", "deberta.encoder.conv.conv", "deberta.encoder.conv.LayerNorm"}
+        | {f"deberta.embeddings.{one}" for one in ("LayerNorm", "word_embeddings", "position_embeddings")}
+        | {"deberta.encoder.rel_embeddings"},
+        {"pooler.dense", "classifier"},
+    ),
+    (
+        "opt",
+        "OPTModel",
+        {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 64, "word_embed_proj_dim": 16},
+        {"model.decoder.embed_tokens", "model.decoder.embed_positions", "model.decoder.project_in"},
+        {"model.decoder.final_layer_norm", "model.decoder.project_out", "score"},
+    ),
+    (
+        "bart",
+        "BartModel",
+        {"d_model": 32, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 64}
+        | {"decoder_ffn_dim": 64, "encoder_layers": 2, "decoder_layers": 2},
+        {"model.shared", "model.encoder.embed_positions", "model.encoder.layernorm_embedding"}
+        | {"model.decoder.embed_positions", "model.decoder.layernorm_embedding"},
+        {"classification_head.dense", "classification_head.out_proj"},
+    ),
+    (
+        "albert",
+        "AlbertModel",
+        KINDS["bert"][1] | {"embedding_size": 16},
+        {f"albert.embeddings.{name}" for name in ("word_embeddings", "position_embeddings", "token_type_embeddings")}
+        | {"albert.embeddings.LayerNorm", "albert.encoder.embedding_hidden_mapping_in"},
+        {"albert.pooler", "classifier"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "shape", "below", "above"), ELSEWHERE, ids=[one[0] for one in ELSEWHERE])
+def test_what_is_below_and_above_the_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, name: str, shape: Any, below: set[str], above: set[str]
+) -> None:
+    """By where it works, not by where it stands among the modules; ALBERT's two layers are one."""
+    monkeypatch.setitem(KINDS, kind, (name, shape))
+    model = make_model(tmp_path / "model", kind)
+    loop = make_loop(make_run(tmp_path, model, full(frozenLayers=1), training={"maxSteps": 1}))
+    trained = {one for one, entry in loop.tuning.trained.items() if entry.is_head}
+    depth = depths(loop.model, frozenset(trained))
+    top = max(depth.values())
+    assert top == (2 if kind == "albert" else 3)
+    assert {one.rpartition(".")[0] for one, level in depth.items() if level == 0} == below
+    assert {one.rpartition(".")[0] for one, level in depth.items() if level == top} == above
+    assert not {one.rpartition(".")[0] for one in loop.tuning.trained} & below
 
 
 def test_frozen_layers_never_thaw(tiny_bert: Path, tmp_path: Path) -> None:
@@ -157,3 +212,21 @@ def test_where_the_head_alone_is_trained_nothing_is_held(tmp_path: Path) -> None
     loop = make_loop(make_run(tmp_path / "run", model, strategy, training={"maxSteps": 3}))
     assert all(entry.is_head for entry in loop.tuning.trained.values())
     assert loop.run().step == 3
+
+
+@pytest.mark.parametrize("kind", ["untied", "llama"])
+def test_an_end_token_that_pads_is_trained(tmp_path: Path, kind: str) -> None:
+    """As it would be beside a padding token: what it means in the middle of a chat, not only that it ends a turn."""
+    model = make_lm(tmp_path / "model", kind)
+    moved = []
+    for pad in (PAD, None):
+        tokenizer = make_tokenizer(eos=IM_END, pad=pad)
+        tokenizer.save_pretrained(model)
+        run = make_lm_run(tmp_path / f"run-{pad}", model, full(), make_chats(24), training={"weightDecay": "0.1"})
+        loop = make_loop(run)
+        assert (loop.task.tokenizer.pad_token_id == tokenizer.eos_token_id) == (pad is None)
+        before = loop.model.get_input_embeddings().weight.detach().clone()
+        loop.run()
+        moved.append((loop.model.get_input_embeddings().weight.detach() - before)[tokenizer.eos_token_id])
+    assert moved[1].abs().max() > 1e-4
+    torch.testing.assert_close(moved[0], moved[1])

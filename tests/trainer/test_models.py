@@ -13,15 +13,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     BertForSequenceClassification,
     BertModel,
 )
 
 from finetune_api.exit_codes import ExitCode
-from finetune_trainer.models import Loaded, check_directory, load_model, load_tokenizer, longest_input
+from finetune_trainer.adapters.earlier import body_digest
+from finetune_trainer.model_checks import check_directory
+from finetune_trainer.models import Loaded, load_model, load_tokenizer, longest_input
 from trainer.data_fixtures import failure
-from trainer.tiny import make_model
+from trainer.tiny import KINDS, make_model
 
 
 def load(directory: Path, num_labels: int = 3) -> Loaded:
@@ -284,6 +288,35 @@ class TestTokenizer:
         edit(model / "tokenizer_config.json", pad_token=None, eos_token=None)
         assert "the tokenizer has neither a padding nor an end token (set pad_token in it)" in refused(model)
 
+    @pytest.mark.parametrize("kind", ["llama", "gpt2", "roberta", "bert"])
+    def test_a_padding_token_that_the_model_has_no_row_for(self, tmp_path: Path, kind: str) -> None:
+        """One that was added to the tokenizer alone; what else it knows pads, and it is what is exported."""
+        model = make_model(tmp_path / "model", kind)
+        edit(model / "tokenizer_config.json", eos_token="[SEP]")  # noqa: S106
+        edit(model / "config.json", pad_token_id=0 if kind == "roberta" else None)
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer.add_special_tokens({"pad_token": "<added>"})
+        tokenizer.save_pretrained(model)
+        loaded = load(model)
+        assert loaded.tokenizer.pad_token == ("[PAD]" if kind == "roberta" else "[SEP]")
+        assert loaded.model.config.pad_token_id == loaded.tokenizer.pad_token_id
+        texts = ["the film", "the film was warm and bright"]
+        alone, together = (
+            [loaded.model.eval()(**loaded.tokenizer(part, padding=True, return_tensors="pt")).logits for part in parts]
+            for parts in ([[text] for text in texts], [texts])
+        )
+        torch.testing.assert_close(torch.cat(alone), together[0], rtol=0, atol=1e-5)
+        loaded.tokenizer.save_pretrained(tmp_path / "out")
+        assert AutoTokenizer.from_pretrained(tmp_path / "out").pad_token_id < loaded.model.config.vocab_size
+
+    def test_a_padding_token_without_a_row_and_nothing_else(self, model: Path) -> None:
+        edit(model / "config.json", pad_token_id=None)
+        edit(model / "tokenizer_config.json", pad_token="<added>", eos_token=None, unk_token=None)  # noqa: S106
+        size = json.loads((model / "config.json").read_text())["vocab_size"]
+        assert f"{model}: the tokenizer pads with token {size}, but the model knows {size} tokens only" in refused(
+            model
+        )
+
     def test_pads_on_the_right_whatever_it_says(self, model: Path) -> None:
         edit(model / "tokenizer_config.json", padding_side="left")
         assert load_tokenizer(model).padding_side == "right"
@@ -301,6 +334,40 @@ HEADS: list[tuple[str, dict[str, Any], set[str]]] = [
     ("llama", {}, {"score"}),
     ("gpt2", {}, {"score"}),
 ]
+
+
+class TestBody:
+    @pytest.fixture(autouse=True)
+    def more_kinds(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(KINDS, "xlnet", ("XLNetModel", {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64}))
+        sizes = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0}
+        monkeypatch.setitem(KINDS, "t5", ("T5Model", sizes))
+
+    def test_without_a_limit(self, tmp_path: Path) -> None:
+        model = make_model(tmp_path / "model", "xlnet")
+        assert longest_input(model, load_tokenizer(model)) > 10**9
+        assert {name.partition(".")[0] for name in load(model).head} == {"sequence_summary", "logits_proj"}
+
+    def test_beside_its_head(self, tmp_path: Path) -> None:
+        """T5's finder of answers has no module that is its body."""
+        model = make_model(tmp_path / "model", "t5")
+        loaded = load_model(AutoModelForQuestionAnswering, model, load_tokenizer(model), num_labels=2)
+        assert loaded.head == {"qa_outputs.weight", "qa_outputs.bias"}
+        tensors = load_file(model / "model.safetensors")
+        del tensors["encoder.block.1.layer.1.DenseReluDense.wi.weight"]
+        save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+        told = failure(ExitCode.MODEL_INVALID, load_model, AutoModelForQuestionAnswering, model, loaded.tokenizer)
+        assert "1 weights that config.json speaks of are missing: encoder.block.1.layer.1" in told
+
+    def test_answers_of_one_body_have_one_digest(self, tmp_path: Path) -> None:
+        """By which adapters on it are known to fit; its new head is random."""
+        model = make_model(tmp_path / "model", "t5")
+        tokenizer = load_tokenizer(model)
+        digests = set()
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            digests.add(body_digest(load_model(AutoModelForQuestionAnswering, model, tokenizer, num_labels=2)))
+        assert len(digests) == 1
 
 
 class TestHead:

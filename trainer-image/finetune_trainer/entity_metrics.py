@@ -31,9 +31,9 @@ class TagScheme:
     """Each tag's prefix and type, by its number; those of O are O and empty."""
 
     @classmethod
-    def of(cls, tags: Sequence[str]) -> TagScheme:
-        """The scheme of a set of tags: prefixes count only where every tag but O has one."""
-        inside = [tag for tag in tags if tag != OUTSIDE]
+    def of(cls, tags: Sequence[str], used: Sequence[str] | None = None) -> TagScheme:
+        """The scheme of a set of tags: prefixes count only where every tag but O has one, of those that are used."""
+        inside = [tag for tag in (tags if used is None else used) if tag != OUTSIDE]
         has_prefixes = all(_PREFIXED.fullmatch(tag) for tag in inside)
         return cls(tuple(_parts(tag, has_prefixes) for tag in tags))
 
@@ -115,9 +115,9 @@ class _Pieces:
 class EntityMetrics:
     """Entity F1, accuracy over words and mean loss over words, independent of how rows are batched or cut."""
 
-    def __init__(self, labels: Sequence[str], num_windows: dict[int, int]) -> None:
+    def __init__(self, scheme: TagScheme, num_windows: dict[int, int]) -> None:
         """`num_windows` says of each row that is cut how many examples it has; all others have one."""
-        self._counts = EntityCounts(TagScheme.of(labels))
+        self._counts = EntityCounts(scheme)
         self._num_windows = num_windows
         self._unfinished: dict[int, _Pieces] = {}
         self._words = 0

@@ -23,11 +23,11 @@ from finetune_api.exit_codes import ExitCode
 from finetune_trainer import storage, weights
 from finetune_trainer.adapters.modeling_adapters import AdaptedConfig
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models import Loaded
+from finetune_trainer.models import Loaded, body_prefix
 
 FINETUNE = "finetune"
-"""The key of config.json beside peft's files: the adapter's `name`, the `base_digest` of what it was trained on, and
-peft's `task_type`, which peft's own file does not tell for answers.
+"""The key of config.json beside peft's files: the adapter's `name`, the `base_digest` of what it was trained on, the
+`quantization` of that if there was one, and peft's `task_type`, which peft's own file does not tell for answers.
 """
 _CONFIG, _PEFT_CONFIG, _PEFT_WEIGHTS = "config.json", "adapter_config.json", f"adapter_model{weights.SUFFIX}"
 _AUTO_CLASSES = {
@@ -121,7 +121,7 @@ def body_digest(loaded: Loaded) -> str:
     Poolers are left out: not every task's model has one.
     """
     model, digest = loaded.model, hashlib.sha256()
-    body = f"{model.base_model_prefix}."
+    body = body_prefix(model)
     for name, parameter in sorted(model.base_model.named_parameters()):
         if "pooler" not in name and f"{body}{name}" not in loaded.head:
             digest.update(name.encode())
@@ -193,7 +193,10 @@ def _read_peft(
                 f"{field}: {directory}: an adapter with {setting} {peft_config[setting]!r} cannot be stacked on",
                 "stack on one that was trained by a FineTuneJob",
             )
-    task_type = peft_config["task_type"] or config.get(FINETUNE, {}).get("task_type")
+    about = config.get(FINETUNE, {})
+    if bits := about.get("quantization"):
+        raise _other_base(field, f"on a base model in {bits}, and would compute something else on a whole one")
+    task_type = peft_config["task_type"] or about.get("task_type")
     if task_type not in _AUTO_CLASSES:
         raise ValueError(f"task_type {task_type} cannot be stacked on; {', '.join(_AUTO_CLASSES)} can")
     auto_class = getattr(transformers, _AUTO_CLASSES[task_type])

@@ -92,23 +92,18 @@ class DistillationObjective:
         return terms
 
     def _see_student(self, forward: Forward, batch: Batch) -> Seen:
-        states = {"output_hidden_states": True} if self._needs_states() else {}
+        states = {"output_hidden_states": True} if needs_states(self.spec) else {}
         with recording(frozenset(one for one, _ in self._recorded())) as record:
             output = forward(**batch.inputs, **states)
         logits_UC = self.task.unit_logits(output, batch)
         return Seen(logits_UC, output.hidden_states if states else (), record.layers)
 
     def _see_teacher(self, teacher: Teacher, batch: Batch) -> Seen:
-        states = {"output_hidden_states": True} if self._needs_states() else {}
+        states = {"output_hidden_states": True} if needs_states(self.spec) else {}
         with recording(frozenset(other for _, other in self._recorded())) as record, self.autocast():
             output = teacher.output(batch, **states)
         logits_UC = teacher.unit_logits(output, batch)
         return Seen(logits_UC, output.hidden_states if states else (), record.layers)
-
-    def _needs_states(self) -> bool:
-        relations = self.spec.relation
-        between = relations is not None and (relations.distance or relations.angle or relations.layers)
-        return self.spec.feature is not None or bool(between)
 
     def _recorded(self) -> list[Pair]:
         """The layers whose attention is compared."""
@@ -203,6 +198,13 @@ class DistillationObjective:
         together = [[number] for number in range(len(rows))] if shape[0] == len(rows) else filled_rows(lengths)
         owners = [[number for number in row for _ in range(lengths[number])] for row in together]
         return torch.tensor([row + [-1] * (shape[1] - len(row)) for row in owners], device=device)
+
+
+def needs_states(spec: DistillationStrategy) -> bool:
+    """Whether the models' states are compared."""
+    relations = spec.relation
+    between = relations is not None and (relations.distance or relations.angle or relations.layers)
+    return spec.feature is not None or bool(between)
 
 
 def _weighted(weight: float, terms: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.errors import TrainerError
 
 _FIELD = "spec.strategy.distillation.studentLayers"
+# Where a layer keeps its own number (BigBird as the seed of what it looks at), and a model how many layers it has.
+_LAYER_NUMBERS = ("layer_idx", "layer_id", "seed")
+_LAYER_COUNTS = ("n_layer", "n_layers", "num_layers", "num_hidden_layers")
+# What loading and training change.
+_STATES = ("training", "_is_hf_initialized")
+# Lists that may be as long as there are layers, and are of something else.
+_NO_LISTS_OF_LAYERS = ("architectures", "eos_token_id", "pos_att_type")
 
 
 def keep_layers(model: PreTrainedModel, chosen: Sequence[int]) -> None:
@@ -20,7 +28,7 @@ def keep_layers(model: PreTrainedModel, chosen: Sequence[int]) -> None:
     Sanh et al. 2019 (1910.01108), section 3: a student that starts from its teacher's layers learns far better than
     one that starts from random weights.
     """
-    config, num_layers = model.config, num_hidden_layers(model)
+    config, num_layers = model.config.get_text_config(), num_hidden_layers(model)
     if beyond := [number for number in chosen if number >= num_layers]:
         raise TrainerError(
             ExitCode.SPEC_INVALID,
@@ -34,12 +42,26 @@ def keep_layers(model: PreTrainedModel, chosen: Sequence[int]) -> None:
     setattr(parent, stack.rpartition(".")[2], kept)
     for number, layer in enumerate(kept):
         for module in layer.modules():
-            if "layer_idx" in vars(module):
-                vars(module)["layer_idx"] = number
+            vars(module).update({name: number for name in _LAYER_NUMBERS if vars(module).get(name) is not None})
+    for module in model.modules():
+        vars(module).update({name: len(chosen) for name in _LAYER_COUNTS if vars(module).get(name) == num_layers})
+    _cut(config, num_layers, chosen)
+    _check_config(model, stack)
+
+
+def _cut(config: PretrainedConfig, num_layers: int, chosen: Sequence[int]) -> None:
+    """Let a configuration describe the chosen layers: what it lists for each layer, and how many there are."""
+    lists = {
+        name: [value[number] for number in chosen]
+        for name, value in vars(config).items()
+        if isinstance(value, list | tuple) and len(value) == num_layers and name not in _NO_LISTS_OF_LAYERS
+    }
+    # GPT-Neo makes its list of this one when it is loaded.
+    if hasattr(config, "attention_types") and "attention_layers" in lists:
+        lists["attention_types"] = [[lists["attention_layers"], 1]]
     config.num_hidden_layers = len(chosen)
-    if getattr(config, "layer_types", None):  # which layers attend to all tokens, and which to their neighbours
-        config.layer_types = [config.layer_types[number] for number in chosen]
-    _check_config(model)
+    for name, value in lists.items():
+        setattr(config, name, value)
 
 
 def num_hidden_layers(model: PreTrainedModel) -> int:
@@ -66,14 +88,31 @@ def _are_layers(modules: nn.ModuleList) -> bool:
     return len(classes) == 1 and any(attend)
 
 
-def _check_config(model: PreTrainedModel) -> None:
+def _check_config(model: PreTrainedModel, stack: str) -> None:
     """Raise TrainerError unless the configuration describes the model that is left; else it could not be loaded."""
-    with torch.device("meta"):
-        described = type(model)(model.config).state_dict()
-    if {name: tensor.shape for name, tensor in described.items()} != {
-        name: tensor.shape for name, tensor in model.state_dict().items()
-    }:
+    try:
+        config = type(model.config).from_dict(model.config.to_dict())
+        with torch.device("meta"):
+            described = type(model)(config)
+    except Exception:
+        raise _refused(model, "its configuration cannot describe them") from None
+    if _outline(described, stack) != _outline(model, stack):
         raise _refused(model, "its configuration cannot describe them")
+
+
+def _outline(model: PreTrainedModel, stack: str) -> dict[str, Any]:
+    """What tells two models of a class apart: the shapes of their weights, and how their layers are set.
+
+    By settings two layers may differ that have the same weights, such as the window that attention sees.
+    """
+    outline: dict[str, Any] = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    for path, module in model.get_submodule(stack).named_modules():
+        outline |= {
+            f"{path}:{name}": value
+            for name, value in vars(module).items()
+            if name not in _STATES and isinstance(value, bool | int | float | str | None)
+        }
+    return outline
 
 
 def _refused(model: PreTrainedModel, reason: str) -> TrainerError:

@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_api.exit_codes import ExitCode
-from finetune_trainer import storage, weights
+from finetune_trainer import storage
 from finetune_trainer.batching import Batch
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models import check_directory, freeze, load_tokenizer, longest_input, model_files
+from finetune_trainer.heads import shapes_of
+from finetune_trainer.model_checks import check_directory, model_files
+from finetune_trainer.models import freeze, load_tokenizer, longest_input
 from finetune_trainer.tasks import Task
+from finetune_trainer.tasks.classes import known_as
 
 _FIELD = "spec.strategy.distillation.teacher"
 _LABEL_AND_TRAIN = "label the rows with the teacher and train on them (strategy.full)"
@@ -121,14 +123,15 @@ def _columns(directory: Path, labels: Sequence[str]) -> list[int]:
     if not labels:
         return []
     config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    numbers = {name: number for number, name in config.id2label.items()}
-    if numbers.keys() != set(labels):
+    own = [str(config.id2label[number]) for number in sorted(config.id2label)]
+    order = known_as(labels, own)
+    if order is None or len(order) != len(labels):
         raise TrainerError(
             ExitCode.MODEL_INVALID,
-            f"{_FIELD}: its labels are {_listed(sorted(numbers))}; those of the data are {_listed(labels)}",
+            f"{_FIELD}: its labels are {_listed(sorted(own))}; those of the job are {_listed(labels)}",
             "tune the teacher on data with these labels, or rename the labels in its config.json (id2label)",
         )
-    return [numbers[label] for label in labels]
+    return [order.index(label) for label in labels]
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -157,11 +160,7 @@ def _check_length(directory: Path, tokenizer: PreTrainedTokenizerBase, task: Tas
 
 def _check_head(directory: Path, head: frozenset[str]) -> None:
     """Raise TrainerError when a part of the head is not in the teacher's files: it would teach random numbers."""
-    saved: set[str] = set()
-    for file in directory.glob(f"*{weights.SUFFIX}"):
-        with safe_open(file, framework="pt") as tensors:
-            saved |= set(tensors.keys())
-    if missing := sorted(head - saved):
+    if missing := sorted(head - shapes_of(directory).keys()):
         raise TrainerError(
             ExitCode.MODEL_INVALID,
             f"{_FIELD}: it has not learnt the task: its weights lack {', '.join(missing[:3])}",

@@ -20,7 +20,7 @@ from finetune_trainer.data.sources import model_directory as directory_of
 from finetune_trainer.distillation import feature
 from finetune_trainer.distillation.attention import NotRecordable, make_recordable, recording
 from finetune_trainer.distillation.cache import Answers, Asking, answers_of
-from finetune_trainer.distillation.objective import DistillationObjective, Pair
+from finetune_trainer.distillation.objective import DistillationObjective, Pair, needs_states
 from finetune_trainer.distillation.student import keep_layers, num_hidden_layers
 from finetune_trainer.distillation.teacher import Teacher, load_teacher
 from finetune_trainer.errors import TrainerError
@@ -53,6 +53,8 @@ def prepare_distillation(
     own_attention = student.config._attn_implementation
     teacher = load_teacher(directory_of(strategy.teacher, run), task, student, device)
     pairs = _pairs(strategy, student, teacher.model)
+    if needs_states(strategy):
+        _check_states(student, teacher, task)
     if strategy.needs_attention():
         _record_attention(student, teacher, task)
     projections = _projections(strategy, student, teacher.model, pairs, run.spec.training.seed).to(device)
@@ -120,6 +122,26 @@ def _projections(
     with torch.random.fork_rng(devices=[]):  # the same numbers whatever was drawn before
         torch.manual_seed(seed)
         return nn.ModuleDict({str(one): nn.Linear(*widths) for one, _ in pairs})
+
+
+def _check_states(student: PreTrainedModel, teacher: Teacher, task: Task) -> None:
+    """Raise TrainerError unless both models show a state of each token after each layer."""
+    batch = task.collate(task.train[:1])
+    for whose, model in (("student", student), ("teacher", teacher.model)):
+        on_device = batch.to(model.device)
+        with torch.no_grad():
+            if model is teacher.model:
+                output = teacher.output(on_device, output_hidden_states=True)
+            else:
+                output = model(**on_device.inputs, output_hidden_states=True)
+        found = [state.shape[:2] for state in getattr(output, "hidden_states", None) or ()]
+        if found != [on_device.inputs["input_ids"].shape] * (num_hidden_layers(model) + 1):
+            raise TrainerError(
+                ExitCode.MODEL_INVALID,
+                f"{_FIELD}: the states of the {whose} ({model.config.model_type}) cannot be compared: it does not show "
+                "one of each token after each layer",
+                "leave out feature, and relation's distance, angle and layers; response needs none",
+            )
 
 
 def _record_attention(student: PreTrainedModel, teacher: Teacher, task: Task) -> None:

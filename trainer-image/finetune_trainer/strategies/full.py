@@ -19,7 +19,12 @@ from finetune_trainer.tasks import Task
 
 DEFAULT_LEARNING_RATE = 3e-5
 CAUSAL_LEARNING_RATE = 2e-5
-_LAYER_NUMBER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
+# ALBERT's layers share their weights: what is one there is a group of them.
+_LAYER_NUMBER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|albert_layer_groups)\.(\d+)\.")
+# What stands among a model's modules elsewhere than where it works: OPT's last norm before the layers; after them
+# BART's norm of the embeddings, and DeBERTa's of the relative positions with the convolution beside the first layer.
+_ABOVE_LAYERS = re.compile(r"\.(?:final_layer_norm|project_out)\.")
+_BELOW_LAYERS = re.compile(r"\.layernorm_embedding\.|^deberta\.encoder\.(?:LayerNorm|conv)\.")
 
 
 def prepare_full(strategy: FullStrategy, task: Task, loaded: Loaded) -> Tuning:
@@ -116,5 +121,6 @@ def depths(model: nn.Module, head: frozenset[str]) -> dict[str, int]:
         elif found:
             depth[name] = int(found[1]) + 1
         else:
-            depth[name] = num_layers + 1 if seen_layers and name not in embeddings else 0
+            is_above = (seen_layers or _ABOVE_LAYERS.search(name)) and not _BELOW_LAYERS.search(name)
+            depth[name] = num_layers + 1 if is_above and name not in embeddings else 0
     return depth

@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from finetune_api.exit_codes import ExitCode
 from finetune_api.v1alpha1.strategy import AdapterStrategy, AdapterType, Placement
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.models import body_prefix
 
 LINEAR = (nn.Linear, Conv1D)
 # Where the attention and the feed-forward block project back to the hidden width.
@@ -137,4 +138,4 @@ def _check_names(names: Sequence[str], model: nn.Module) -> None:
 
 
 def _is_head(path: str, model: PreTrainedModel, head: frozenset[str]) -> bool:
-    return f"{model.base_model_prefix}.{path}.weight" in head
+    return f"{body_prefix(model)}{path}.weight" in head

@@ -32,7 +32,7 @@ class Task(Protocol):
     max_length: int
     """Longest input in tokens."""
     data_report: Sequence[str]
-    """What became of the rows, a line a source."""
+    """What became of the rows, a line a source, and of a pretrained output layer for other classes or these."""
     baseline: float | None
     """The deciding metric's value without a model (classification: always the most frequent class)."""
     tokenizer: PreTrainedTokenizerBase

@@ -17,7 +17,8 @@ from finetune_trainer.answer_metrics import AnswerMetrics, AnswerWindow, Asked
 from finetune_trainer.batching import UNLABELED, Batch, Example, pad
 from finetune_trainer.data import question_answering as data
 from finetune_trainer.data.rows import Part
-from finetune_trainer.models import Loaded, check_directory, load_model, load_tokenizer
+from finetune_trainer.model_checks import check_directory
+from finetune_trainer.models import Loaded, load_model, load_tokenizer
 from finetune_trainer.tasks.limits import check_usable, check_vocabulary, max_length
 from finetune_trainer.tasks.windows import Window, check_tells_places, windows
 

@@ -14,7 +14,9 @@ from finetune_trainer.batching import UNLABELED, Batch, Example, collate
 from finetune_trainer.data import text_classification as data
 from finetune_trainer.data.rows import Part
 from finetune_trainer.metrics import ClassificationMetrics
-from finetune_trainer.models import Loaded, check_directory, load_model, load_tokenizer
+from finetune_trainer.model_checks import check_directory
+from finetune_trainer.models import Loaded, load_model, load_tokenizer
+from finetune_trainer.tasks.classes import choose_classes
 from finetune_trainer.tasks.limits import check_vocabulary, max_length
 
 DEFAULT_MAX_LENGTH = 512
@@ -31,14 +33,16 @@ class TextClassification:
         self._directory = directory
         self.tokenizer = tokenizer
         self.max_length = max_length
-        self.labels: Sequence[str] = texts.labels
+        classes = choose_classes(texts.labels, AutoModelForSequenceClassification, directory)
+        self._replaced = classes.replaced
+        self.labels: Sequence[str] = classes.labels
         rows = texts.rows
         self.train: Sequence[Example] = [
             example for part in (rows.train, rows.replay, rows.unlabeled) for example in self._tokenise(part)
         ]
         self.evaluation: Sequence[Example] = self._tokenise(rows.evaluation)
         self.retention: Sequence[Example] = self._tokenise(rows.retention)
-        self.data_report: Sequence[str] = [str(report) for report in rows.reports()]
+        self.data_report: Sequence[str] = [*map(str, rows.reports()), *classes.report]
         self.baseline: float | None = texts.majority_fraction()
 
     @classmethod
@@ -50,11 +54,13 @@ class TextClassification:
 
     def load_model(self, directory: Path | None = None) -> Loaded:
         """A pretrained model with a head of one output a label."""
+        replaced = self._replaced if directory is None else frozenset()
         directory = directory or self._directory
         loaded = load_model(
             AutoModelForSequenceClassification,
             directory,
             self.tokenizer,
+            replaced,
             num_labels=len(self.labels),
             id2label=dict(enumerate(self.labels)),
             label2id={label: number for number, label in enumerate(self.labels)},

@@ -15,8 +15,10 @@ from finetune_api.run import Run
 from finetune_trainer.batching import NO_UNIT, UNLABELED, Batch, Example, pad
 from finetune_trainer.data import token_classification as data
 from finetune_trainer.data.rows import Part
-from finetune_trainer.entity_metrics import EntityMetrics
-from finetune_trainer.models import Loaded, check_directory, load_model, load_tokenizer
+from finetune_trainer.entity_metrics import EntityMetrics, TagScheme
+from finetune_trainer.model_checks import check_directory
+from finetune_trainer.models import Loaded, load_model, load_tokenizer
+from finetune_trainer.tasks.classes import choose_classes
 from finetune_trainer.tasks.limits import check_usable, check_vocabulary, max_length
 from finetune_trainer.tasks.windows import Window, check_tells_places, windows
 
@@ -41,7 +43,10 @@ class TokenClassification:
         self._num_rows = 0
         self.tokenizer = tokenizer
         self.max_length = max_length(run, directory, tokenizer, DEFAULT_MAX_LENGTH)
-        self.labels: Sequence[str] = tagged.tags
+        classes = choose_classes(tagged.tags, AutoModelForTokenClassification, directory)
+        self._replaced = classes.replaced
+        self.labels: Sequence[str] = classes.labels
+        self._scheme = TagScheme.of(self.labels, tagged.tags)
         self._max_dropped = run.spec.data.max_dropped_fraction
         rows = tagged.rows
         self.train: Sequence[Example] = [
@@ -49,7 +54,7 @@ class TokenClassification:
         ]
         self.evaluation: Sequence[Example] = self._examples(rows.evaluation)
         self.retention: Sequence[Example] = self._examples(rows.retention)
-        self.data_report: Sequence[str] = [str(report) for report in rows.reports()]
+        self.data_report: Sequence[str] = [*map(str, rows.reports()), *classes.report]
         self.baseline: float | None = tagged.majority().get(run.spec.metric())
 
     @classmethod
@@ -62,11 +67,13 @@ class TokenClassification:
 
     def load_model(self, directory: Path | None = None) -> Loaded:
         """A pretrained model with a head of one output a tag."""
+        replaced = self._replaced if directory is None else frozenset()
         directory = directory or self._directory
         loaded = load_model(
             AutoModelForTokenClassification,
             directory,
             self.tokenizer,
+            replaced,
             num_labels=len(self.labels),
             id2label=dict(enumerate(self.labels)),
             label2id={label: number for number, label in enumerate(self.labels)},
@@ -94,7 +101,7 @@ class TokenClassification:
 
     def new_metrics(self) -> EntityMetrics:
         """Entity F1, accuracy and loss."""
-        return EntityMetrics(self.labels, self._num_windows)
+        return EntityMetrics(self._scheme, self._num_windows)
 
     def probes(self, count: int) -> dict[str, Any]:
         """The first evaluation rows."""
