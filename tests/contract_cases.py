@@ -84,6 +84,7 @@ VALID_SPECS: dict[str, str] = {
     '[{uri: "hf://owner/adapter", revision: main}]}' + _COMMON,
     "lora": "task: TextClassification\n  strategy: {adapter: {type: LoRA, rank: 4, alpha: 8, targetModules: [q, v]}}"
     + _COMMON,
+    "lora-in-4-bits": "task: TextGeneration\n  strategy: {adapter: {type: DoRA, quantization: NF4}}" + _COMMON,
     "ia3-merged": "task: TextClassification\n  strategy: {adapter: {type: IA3, merge: true}}" + _COMMON,
     "prompt-text": "task: TextClassification\n  strategy:\n"
     "    promptTuning: {type: Prefix, numVirtualTokens: 5, initialization: Text, text: Classify this}" + _COMMON,
@@ -126,7 +127,7 @@ VALID_SPECS: dict[str, str] = {
   data:
     train: {uri: "hf://datasets/imdb"}
     splitFraction: "0.2"
-    columns: {text: a, prompt: b, completion: c, messages: d}
+    columns: {text: a, prompt: b, completion: c, messages: d, tools: e}
   evaluation: {metric: perplexity}
   strategy: {full: {}}
   output: {uri: "pvc://models"}
@@ -374,6 +375,14 @@ _RULE_BREAKERS: list[tuple[str, str, Path, Any]] = [
         "minimal", "spec.strategy.adapter.merge", ("spec", "strategy"),
         {"adapter": {"type": "LoRA", "merge": True, "stackOn": [{"uri": "pvc://a/b"}]}},
     ),
+    *(
+        ("minimal", "spec.strategy.adapter.quantization", ("spec", "strategy"),
+         {"adapter": given | {"quantization": "NF4"}})
+        for given in (
+            {}, {"type": "IA3"}, {"type": "LoRA", "merge": True}, {"type": "LoRA", "stackOn": [{"uri": "pvc://a/b"}]},
+        )
+    ),
+    ("lora", "spec.strategy.adapter.quantization", ("spec", "strategy", "adapter", "quantization"), "INT8"),
     ("prompt-text", "spec.strategy.promptTuning.text", ("spec", "strategy", "promptTuning", "text"), ...),
     ("prompt-defaults", "spec.strategy.promptTuning.text", ("spec", "strategy", "promptTuning", "text"), "x"),
     *(

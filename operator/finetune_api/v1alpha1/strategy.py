@@ -46,11 +46,20 @@ class AdapterType(StrEnum):
     IA3 = "IA3"
 
 
+_LORA_FAMILY = (AdapterType.LORA, AdapterType.RSLORA, AdapterType.DORA)
+
+
 class Placement(StrEnum):
     """Where bottleneck adapters go in each layer."""
 
     HOULSBY = "Houlsby"
     PFEIFFER = "Pfeiffer"
+
+
+class Quantization(StrEnum):
+    """How few bits a frozen base model is kept in."""
+
+    NF4 = "NF4"
 
 
 class AdapterStrategy(Contract):
@@ -72,6 +81,8 @@ class AdapterStrategy(Contract):
     """Names of the modules that get an update; by default all linear ones (LoRA family), or those of IA3's paper."""
     stack_on: Annotated[tuple[ModelSource, ...], Field(max_length=8)] = ()
     """Outputs of earlier adapter jobs, from the bottom up; they stay frozen below the new adapter."""
+    quantization: Quantization | None = None
+    """LoRA family: keep the base model in 4 bits (NF4; QLoRA, Dettmers et al. 2023), for those that do not fit."""
     merge: bool = False
     """LoRA family and IA3: put the updates into the model's weights at the end; the output is then a plain model."""
 
@@ -113,6 +124,18 @@ class AdapterStrategy(Contract):
             message="merge and stackOn exclude each other: merged, the earlier adapters could not be used alone again",
             holds=lambda self: not self.merge or not self.stack_on,
             field=".merge",
+        ),
+        Rule(
+            cel="!has(self.quantization) || self.type in ['LoRA', 'RSLoRA', 'DoRA']",
+            message="quantization can only be given for types LoRA, RSLoRA and DoRA",
+            holds=lambda self: self.quantization is None or self.type in _LORA_FAMILY,
+            field=".quantization",
+        ),
+        Rule(
+            cel="!has(self.quantization) || (!self.merge && self.stackOn.size() == 0)",
+            message="quantization excludes merge and stackOn: weights in 4 bits are not those that either builds on",
+            holds=lambda self: self.quantization is None or not (self.merge or self.stack_on),
+            field=".quantization",
         ),
     )
 

@@ -72,7 +72,9 @@ def export(
         tuning.save(directory)
         expected = _logits(tuning, task, inputs)
         try:
-            difference = reload.compare(directory, tuning.loader, task.model_class, inputs, expected, downloads)
+            difference = reload.compare(
+                directory, tuning.loader, task.model_class, inputs, expected, downloads, tuning.base_settings
+            )
         except reload.NotLoaded as error:
             raise _mismatch(str(error)) from None
         if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):

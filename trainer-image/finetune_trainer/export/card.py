@@ -10,6 +10,7 @@ from finetune_api.run import Run
 from finetune_api.v1alpha1.job import Task
 from finetune_api.v1alpha1.status import Result, StrategyChoice
 from finetune_api.values import finite_or_none
+from finetune_trainer.strategies import Tuning
 from finetune_trainer.tasks import Task as TaskData
 
 _PIPELINES = {
@@ -34,7 +35,10 @@ from transformers import AutoConfig, MODEL_CLASS, AutoTokenizer
 # The directory holds what was trained and the config; the base model is loaded from where it was.
 adapter = PeftConfig.from_pretrained(directory)
 base = MODEL_CLASS.from_pretrained(
-    adapter.base_model_name_or_path, revision=adapter.revision, config=AutoConfig.from_pretrained(directory)
+    adapter.base_model_name_or_path,
+    revision=adapter.revision,
+    config=AutoConfig.from_pretrained(directory),
+    ignore_mismatched_sizes=True,  # of an output layer for other labels, in place of which the directory has its own
 )
 model = PeftModel.from_pretrained(base, directory)
 """,
@@ -42,10 +46,18 @@ model = PeftModel.from_pretrained(base, directory)
 from transformers import AutoConfig, MODEL_CLASS, AutoTokenizer
 
 # The directory holds what was trained and the config; the base model is loaded from a copy of BASE_URI.
-base = MODEL_CLASS.from_pretrained(base_directory, config=AutoConfig.from_pretrained(directory))
+base = MODEL_CLASS.from_pretrained(
+    base_directory,
+    config=AutoConfig.from_pretrained(directory),
+    ignore_mismatched_sizes=True,  # of an output layer for other labels, in place of which the directory has its own
+)
 model = PeftModel.from_pretrained(base, directory)
 """,
 }
+
+_IN_4_BITS = """# In 4 bits, as it was trained on; in others its answers are slightly different.
+bits = BitsAndBytesConfig(
+"""
 
 _STACKED = """# An earlier adapter with its own head, as its job left it: model.set_active(one of model.adapter_names)
 """
@@ -59,7 +71,7 @@ ends = GenerationConfig.from_pretrained(directory).eos_token_id
 
 
 def model_card(
-    run: Run, result: Result, task: TaskData, loader: str, difference: float, choice: StrategyChoice | None = None
+    run: Run, result: Result, task: TaskData, tuning: Tuning, difference: float, choice: StrategyChoice | None = None
 ) -> str:
     """README.md of an exported model, in the form the Hugging Face hub reads.
 
@@ -68,7 +80,7 @@ def model_card(
     spec = run.spec
     header = {
         "base_model": spec.model.uri.removeprefix("hf://") if spec.model.uri.startswith("hf://") else spec.model.uri,
-        "library_name": "peft" if loader == "peft" else "transformers",
+        "library_name": "peft" if tuning.loader == "peft" else "transformers",
         "pipeline_tag": _PIPELINES[spec.task],
         "tags": ["finetune-operator", spec.strategy.name.lower()],
     }
@@ -94,7 +106,7 @@ Tuned by FineTuneJob `{printable(f"{run.namespace}/{run.name}")}`: {spec.task}, 
 
 ## Load it
 ```python
-{_loading(loader, task.model_class, spec.model.uri)}tokenizer = AutoTokenizer.from_pretrained(directory)
+{_loading(tuning, task.model_class, spec.model.uri)}tokenizer = AutoTokenizer.from_pretrained(directory)
 {_STACKED if spec.strategy.adapter and spec.strategy.adapter.stack_on else ""}\
 {_GENERATING if spec.task == Task.TEXT_GENERATION else ""}```
 
@@ -104,10 +116,16 @@ Tuned by FineTuneJob `{printable(f"{run.namespace}/{run.name}")}`: {spec.task}, 
 """
 
 
-def _loading(loader: str, model_class: str, base_uri: str) -> str:
+def _loading(tuning: Tuning, model_class: str, base_uri: str) -> str:
     """The lines that load the model; a base model in an object store has to be copied first."""
-    from_store = loader == "peft" and base_uri.startswith("s3://")
-    lines = _LOADING["peft-of-store" if from_store else loader]
+    from_store = tuning.loader == "peft" and base_uri.startswith("s3://")
+    lines = _LOADING["peft-of-store" if from_store else tuning.loader]
+    if tuning.base_settings is not None:
+        in_4_bits = (
+            _IN_4_BITS + "".join(f"    {name}={value!r},\n" for name, value in tuning.base_settings.items()) + ")\n"
+        )
+        lines = lines.replace("base = ", f"{in_4_bits}base = ").replace("config=", "quantization_config=bits, config=")
+        lines = lines.replace("import AutoConfig,", "import AutoConfig, BitsAndBytesConfig,")
     return lines.replace("MODEL_CLASS", model_class).replace("BASE_URI", printable(base_uri))
 
 

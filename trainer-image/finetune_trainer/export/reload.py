@@ -27,11 +27,12 @@ def compare(
     inputs: dict[str, Any],
     expected: torch.Tensor,
     places: Mapping[str, str] | None = None,
+    base_settings: Mapping[str, Any] | None = None,
 ) -> float:
     """Largest absolute difference between expected logits and those of the model loaded from a directory.
 
     `model_class` of transformers loads it, and `inputs` are its tokenizer's arguments. `places` says where a base model
-    lies whose name is not where.
+    lies whose name is not where, and `base_settings` what BitsAndBytesConfig takes for it.
     Raises NotLoaded with the process's last words when it cannot load the model, MemoryError when it was killed.
     """
     from finetune_trainer import watchdog  # here, because the fresh process must know nothing of ours
@@ -47,6 +48,7 @@ def compare(
                     "inputs": inputs,
                     "answer": str(answer),
                     "places": dict(places or {}),
+                    "base_settings": base_settings and dict(base_settings),
                 }
             )
         )
@@ -90,13 +92,19 @@ def _answer(request: dict[str, Any]) -> None:
 
         adapter = PeftConfig.from_pretrained(directory)
         name = adapter.base_model_name_or_path
+        settings = request["base_settings"]
         base = model_class.from_pretrained(
             request["places"].get(name, name),
             revision=adapter.revision,
             config=AutoConfig.from_pretrained(directory),
             dtype=torch.float32,
             trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # the base model's own output layer may be for other labels
+            quantization_config=settings and transformers.BitsAndBytesConfig(**settings),
         )
+        for module in base.modules() if settings else ():
+            # A way of bitsandbytes to compute faster on some CPUs, by rounding once more.
+            module.support_avx512bf16_for_cpu = False
         model = PeftModel.from_pretrained(base, directory)
     else:
         model = model_class.from_pretrained(

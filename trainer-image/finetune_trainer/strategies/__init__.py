@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,8 @@ class Tuning:
     """Write what `from_pretrained` (or peft) loads into a directory."""
     loader: str
     """How the saved directory is loaded: `transformers`, `transformers-remote-code` or `peft`."""
+    base_settings: Mapping[str, Any] | None = None
+    """Of a `peft` loader: what transformers' BitsAndBytesConfig takes to load the base model as it was trained on."""
     objective: Objective | None = None
     """What is minimised in place of the task's loss."""
     penalty: Callable[[], Tensor] | None = None

@@ -21,7 +21,7 @@ from finetune_trainer.data.sources import model_name
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models import Loaded
 from finetune_trainer.optim import Trained
-from finetune_trainer.strategies import Tuning, targets
+from finetune_trainer.strategies import Tuning, quantized, targets
 from finetune_trainer.strategies.adapter import DEFAULT_RANK, default_learning_rate
 
 TASK_TYPES = {
@@ -40,6 +40,9 @@ def prepare_lora(
     config.revision = run.spec.model.revision
     base_config = copy.deepcopy(loaded.model.config)
     digest = "" if strategy.merge else body_digest(loaded)
+    base_settings = None
+    if strategy.quantization is not None:
+        base_settings = quantized.settings(quantized.quantize(loaded))
     try:
         model = peft.get_peft_model(loaded.model, config)
     except ValueError as error:
@@ -64,14 +67,17 @@ def prepare_lora(
             _name_base(directory, model_name(run.spec.model, model_directory))
             # Labels and their names, which peft's own files lack, and what a later job checks its base model by.
             task_type = TASK_TYPES[run.spec.task].value
-            setattr(base_config, FINETUNE, {"name": run.name, "base_digest": digest, "task_type": task_type})
+            about = {"name": run.name, "base_digest": digest, "task_type": task_type}
+            if strategy.quantization is not None:
+                about["quantization"] = strategy.quantization.value
+            setattr(base_config, FINETUNE, about)
             base_config.save_pretrained(directory)
             if loaded.model.can_generate():  # where it stops may be learnt anew
                 loaded.model.generation_config.save_pretrained(directory)
         loaded.tokenizer.save_pretrained(directory)
 
     rate = default_learning_rate(strategy, run.spec.task)
-    return Tuning(model, trained, rate, save, "transformers" if strategy.merge else "peft")
+    return Tuning(model, trained, rate, save, "transformers" if strategy.merge else "peft", base_settings)
 
 
 def _name_base(directory: Path, name: str) -> None:

@@ -1,0 +1,68 @@
+"""A frozen base model in 4 bits, NormalFloat with double quantization (QLoRA; Dettmers et al. 2023, section 3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from finetune_api.exit_codes import ExitCode
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.models import Loaded
+
+
+def quantize(loaded: Loaded) -> list[str]:
+    """Keep the linear layers of a model's body in 4 bits; returns the paths of those that stay as they are.
+
+    What is computed is what transformers' BitsAndBytesConfig computes with these paths as `llm_int8_skip_modules`.
+    Raises TrainerError when no layer can be kept so.
+    """
+    from bitsandbytes.nn import Linear4bit, Params4bit  # it looks for GPUs when it is imported
+
+    model: Any = loaded.model
+    paths = [path for path, module in model.named_modules() if type(module) is nn.Linear]
+    kept = [path for path in paths if f"{path}.weight" in loaded.head or _is_output(model, path)]
+    if len(kept) == len(paths):
+        raise TrainerError(
+            ExitCode.MODEL_INVALID,
+            f"spec.strategy.adapter.quantization: {type(model).__name__} has no linear layer that bitsandbytes knows",
+            "leave it out for this model",
+        )
+    for path in paths:
+        if path in kept:
+            continue
+        linear = model.get_submodule(path)
+        with torch.device("meta"):
+            small = Linear4bit(
+                linear.in_features,
+                linear.out_features,
+                bias=linear.bias is not None,
+                compute_dtype=linear.weight.dtype,
+                compress_statistics=True,
+                quant_type="nf4",
+            )
+        small.weight = Params4bit(
+            linear.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4", module=small
+        )
+        small.bias = linear.bias
+        # Or an evaluation on a CPU with AVX512-BF16 rounds the scales for good, and what follows trains another model.
+        small.support_avx512bf16_for_cpu = False
+        # On the CPU, whatever trains: two devices may round a weight to different sides.
+        model.set_submodule(path, small.to("cpu"))
+    model.is_loaded_in_4bit = True  # by which peft knows
+    return kept
+
+
+def settings(kept: list[str]) -> dict[str, Any]:
+    """The arguments of transformers' BitsAndBytesConfig that load a base model as it was trained on."""
+    return {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "llm_int8_skip_modules": kept,
+    }
+
+
+def _is_output(model: Any, path: str) -> bool:
+    return model.get_submodule(path) is model.get_output_embeddings()
