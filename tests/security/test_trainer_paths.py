@@ -303,6 +303,6 @@ def test_names_in_an_object_store_are_no_paths(
     made = {path for path in set(tmp_path.rglob("*")) - before if path.is_file()}
     [content] = Path(run.work_dir, "downloads").glob("*/content")
     assert [path.name for path in content.iterdir()] == ["x\\..\\y.json"]
-    beside = {"lock", "progress.jsonl", "source.json", "finetune-manifest.json"}
+    beside = {"lock", "progress.jsonl", "first-start.json", "source.json", "finetune-manifest.json"}
     assert {path.name for path in made if path.parent != content} <= beside
     assert all(path.is_relative_to(run.work_dir) for path in made)

@@ -30,7 +30,7 @@ SAVE = "finetune_trainer.checkpoint:CheckpointStore.save"
 LOSS = "finetune_trainer.objective:losses.cross_entropy"
 LONG_EVALUATION = functools.partial(ranks.slow_batches, 2, 2.5)
 """The second evaluation, that of step 3, takes 15 seconds."""
-EVALUATION = 6
+EVALUATION = 7
 """How often the second process has waited for the first when that evaluation begins."""
 PROMPT_SECONDS = 120
 """Far from the patience of ten minutes; the first processes of a busy machine take half a minute to start."""
