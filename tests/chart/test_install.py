@@ -97,6 +97,7 @@ def logs(cluster: NodeCluster) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.security(22)
 def test_life_of_a_release(
     chart: Chart,
     bare_cluster: NodeCluster,

@@ -77,8 +77,8 @@ CHECKS = (
     Check(
         22,
         "network policies",
-        "The policies let through what is needed: reports and scrapes in; the API server, DNS and the hub out.",
-        "that packets are stopped, which needs a cluster whose network plug-in enforces policies",
+        "The policies let reports and scrapes in, the API server, DNS and the hub out, and nothing else.",
+        "another network plug-in than kube-router, by which the tests' node enforces them",
     ),
     Check(
         23,

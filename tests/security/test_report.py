@@ -49,7 +49,7 @@ def test_the_table_names_what_was_skipped_and_what_is_not_shown() -> None:
     said = "\n".join(table(judge([ended("passed", 22), ended("skipped", 22, why="no network plug-in")])))
     assert re.search(r"^22 .* ok +1, 1 skipped$", said, re.MULTILINE)
     assert "skipped: a test: no network plug-in" in said
-    assert "not shown: that packets are stopped" in said
+    assert "not shown: another network plug-in" in said
     assert said.endswith("1 of 26")
 
 
