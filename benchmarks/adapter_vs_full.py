@@ -28,10 +28,6 @@ STRATEGIES: dict[str, dict[str, Any]] = {
         "strategy": {"adapter": {"type": "Bottleneck", "reductionFactor": 16}},
         "training": {"epochs": 3, "learningRate": "2e-3"},
     },
-    "adapter, four times as wide": {
-        "strategy": {"adapter": {"type": "Bottleneck", "reductionFactor": 4}},
-        "training": {"epochs": 3, "learningRate": "2e-3"},
-    },
     "LoRA": {"strategy": {"adapter": {"type": "LoRA"}}, "training": {"epochs": 3, "learningRate": "2e-3"}},
 }
 
