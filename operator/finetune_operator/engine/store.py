@@ -46,7 +46,7 @@ class _Record:
     uid: str
     resource_version: int
     generation: int
-    created: str
+    created: datetime
     being_deleted: bool
     spec: bytes
     status: bytes
@@ -222,7 +222,7 @@ class Store:
                 uid=record.uid,
                 generation=record.generation,
                 resource_version=record.resource_version,
-                created=parse_time(record.created),
+                created=record.created,
                 spec=json.loads(record.spec),
                 status=status,
                 being_deleted=record.being_deleted,
@@ -277,11 +277,12 @@ def _owner(body: KubernetesObject) -> Key | None:
 
 def _record(body: KubernetesObject) -> _Record:
     metadata, spec, status = body["metadata"], body.get("spec", {}), body.get("status", {})
+    created = parse_time(metadata["creationTimestamp"])
     return _Record(
         uid=metadata["uid"],
         resource_version=version_of(body),
         generation=metadata.get("generation", 1),
-        created=metadata["creationTimestamp"],
+        created=created,
         being_deleted="deletionTimestamp" in metadata,
         spec=json.dumps(spec, separators=(",", ":")).encode(),
         status=json.dumps(status, separators=(",", ":")).encode(),
@@ -290,9 +291,7 @@ def _record(body: KubernetesObject) -> _Record:
         model=_text(spec.get("model"), "uri"),
         phase=_PHASES.get(_text(status, "phase"), Phase.PENDING),
         figures=_figures(status),
-        times=Times(
-            parse_time(metadata["creationTimestamp"]), _time(status, "startTime"), _time(status, "completionTime")
-        ),
+        times=Times(created, _time(status, "startTime"), _time(status, "completionTime")),
     )
 
 

@@ -43,20 +43,23 @@ class Health:
 
     def not_ready(self) -> str | None:
         """Why a replica that leads does not act, or None. One that does not lead is ready to."""
+        if (seconds := self._seconds_unlisted()) is None:
+            return None
+        error = self._list_error and f": {self._list_error}"
+        return f"leads since {seconds:.0f} s, and has not listed all jobs yet{error}"
+
+    def _seconds_unlisted(self) -> float | None:
+        """How long this replica has led without having listed all jobs; None where that is not so."""
         if self._leads_since is None or self._resynced_at is not None:
             return None
-        seconds = self._clock() - self._leads_since
-        return f"leads since {seconds:.0f} s, and has not listed all jobs yet" + (
-            self._list_error and f": {self._list_error}"
-        )
+        return self._clock() - self._leads_since
 
     def unhealthy(self) -> str | None:
         """Why the process should be started anew, or None. A replica that has not led yet is healthy."""
         if self._longest_running() > STUCK_SECONDS:
             return f"a worker has been at one job for {self._longest_running():.0f} s"
         if self._resynced_at is None:
-            late = self._leads_since is not None and self._clock() - self._leads_since > FIRST_LIST_SECONDS
-            return self.not_ready() if late else None
+            return self.not_ready() if (self._seconds_unlisted() or 0) > FIRST_LIST_SECONDS else None
         silent = self._clock() - self._resynced_at
         if silent > _MISSED_RESYNCS * self._resync_seconds:
             return f"no resync has passed for {silent:.0f} s"

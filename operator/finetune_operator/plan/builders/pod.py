@@ -36,7 +36,7 @@ def build_pod_template(run: Run, settings: PodSettings) -> dict[str, Any]:
         spec["nodeSelector"] = dict(pod.node_selector)
     if tolerations := _tolerations(run, settings):
         spec["tolerations"] = tolerations
-    if run.spec.resources.gpus_per_node and settings.gpu_runtime_class_name:
+    if run.has_gpus and settings.gpu_runtime_class_name:
         spec["runtimeClassName"] = settings.gpu_runtime_class_name
     if pod.priority_class_name:
         spec["priorityClassName"] = pod.priority_class_name
@@ -46,7 +46,7 @@ def build_pod_template(run: Run, settings: PodSettings) -> dict[str, Any]:
 
 
 def _tolerations(run: Run, settings: PodSettings) -> list[dict[str, Any]]:
-    of_gpus = settings.gpu_tolerations if run.spec.resources.gpus_per_node else ()
+    of_gpus = settings.gpu_tolerations if run.has_gpus else ()
     return [each.to_json() for each in dict.fromkeys((*run.spec.pod.tolerations, *of_gpus))]
 
 
