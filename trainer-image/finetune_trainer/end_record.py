@@ -5,12 +5,11 @@ Kubernetes starts a pod of an Indexed Job again whose end it did not see, but no
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from finetune_api.run import Run
 from finetune_api.v1alpha1.status import Progress, Result
-from finetune_trainer import storage
+from finetune_trainer import records
 
 
 class EndRecord:
@@ -22,15 +21,12 @@ class EndRecord:
 
     def load(self) -> tuple[Result, Progress] | None:
         """Both, if the model was exported."""
-        try:
-            kept = json.loads(self._path.read_text(encoding="utf-8"))
-            if kept["owner"] != self._owner:
-                return None
-            return Result.model_validate(kept["result"]), Progress.model_validate(kept["progress"])
-        except (OSError, ValueError, LookupError, TypeError):
-            return None
+        return records.load(
+            self._path,
+            self._owner,
+            lambda kept: (Result.model_validate(kept["result"]), Progress.model_validate(kept["progress"])),
+        )
 
     def save(self, result: Result, progress: Progress) -> None:
         """Keep both: whole on the disk, or not at all. Raises TrainerError when the disk is full."""
-        kept = {"owner": self._owner, "result": result.to_json(), "progress": progress.to_json()}
-        storage.replace_file(self._path, json.dumps(kept))
+        records.save(self._path, self._owner, {"result": result.to_json(), "progress": progress.to_json()})

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from pathlib import Path
 
 from finetune_api.run import Run
-from finetune_trainer import storage
+from finetune_trainer import records
 
 _FILE = "first-start.json"
 
@@ -15,12 +14,9 @@ _FILE = "first-start.json"
 def first_start(run: Run) -> str:
     """The moment in ISO 8601, of this job with this spec; now, if it is not known. Raises TrainerError (disk full)."""
     path = Path(run.work_dir, _FILE)
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["owner"] == run.identity():
-            return datetime.fromisoformat(kept["at"]).isoformat()
-    except (OSError, ValueError, LookupError, TypeError):
-        pass
+    known = records.load(path, run.identity(), lambda kept: datetime.fromisoformat(kept["at"]).isoformat())
+    if known is not None:
+        return known
     now = datetime.now().isoformat(timespec="seconds")
-    storage.replace_file(path, json.dumps({"owner": run.identity(), "at": now}))
+    records.save(path, run.identity(), {"at": now})
     return now

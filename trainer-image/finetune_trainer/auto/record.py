@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from finetune_api.run import Run
-from finetune_trainer import storage
+from finetune_trainer import records, storage
 from finetune_trainer.auto.choose import Choice
 from finetune_trainer.auto.facts import Facts
 
@@ -32,12 +31,9 @@ class ChoiceRecord:
         """The choice that was kept; None where there is none, or not of this run."""
         try:
             storage.check_directory(self._directory)
-            kept = json.loads((self._directory / _FILE).read_text(encoding="utf-8"))
-            if kept["owner"] != self._owner:
-                return None
-            return Choice.from_json(kept)
         except (storage.NotWhole, OSError, ValueError, LookupError, TypeError):
             return None
+        return records.load(self._directory / _FILE, self._owner, Choice.from_json)
 
     def save(self, choice: Choice) -> None:
         """Keep a choice: whole on the disk, or not at all. Raises TrainerError when the disk is full."""

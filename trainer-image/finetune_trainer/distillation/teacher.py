@@ -20,7 +20,7 @@ from finetune_trainer.heads import shapes_of
 from finetune_trainer.model_checks import check_directory, model_files
 from finetune_trainer.models import freeze, load_tokenizer, longest_input
 from finetune_trainer.tasks import Task
-from finetune_trainer.tasks.classes import known_as
+from finetune_trainer.tasks.classes import known_as, listed
 
 _FIELD = "spec.strategy.distillation.teacher"
 _LABEL_AND_TRAIN = "label the rows with the teacher and train on them (strategy.full)"
@@ -128,15 +128,10 @@ def _columns(directory: Path, labels: Sequence[str]) -> list[int]:
     if order is None or len(order) != len(labels):
         raise TrainerError(
             ExitCode.MODEL_INVALID,
-            f"{_FIELD}: its labels are {_listed(sorted(own))}; those of the job are {_listed(labels)}",
+            f"{_FIELD}: its labels are {listed(sorted(own), _SHOWN)}; those of the job are {listed(labels, _SHOWN)}",
             "tune the teacher on data with these labels, or rename the labels in its config.json (id2label)",
         )
     return [order.index(label) for label in labels]
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f", ... ({len(names)} in all)" if len(names) > _SHOWN else ""
-    return ", ".join(map(repr, names[:_SHOWN])) + more
 
 
 def _num_common_tokens(task: Task, student: PreTrainedModel, teacher: PreTrainedModel) -> int | None:

@@ -17,7 +17,7 @@ from finetune_trainer.export import reload
 from finetune_trainer.strategies import Tuning
 from finetune_trainer.tasks import Task
 
-TOLERANCE = 1e-5
+_TOLERANCE = 1e-5
 NUM_PROBES = 16
 
 
@@ -77,7 +77,7 @@ def export(
             )
         except reload.NotLoaded as error:
             raise _mismatch(str(error)) from None
-        if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
+        if not is_rounding(difference, expected):
             raise _mismatch(f"the exported model gives other logits (largest difference {difference:g})")
         (directory / "README.md").write_text(card(difference), encoding="utf-8")
 
@@ -85,6 +85,11 @@ def export(
     check_target(target)
     storage.write_directory(target, fill)
     return storage.digest(target)
+
+
+def is_rounding(difference: float, logits: torch.Tensor) -> bool:
+    """Whether logits that differ by so much from these are those of the same model."""
+    return difference <= _TOLERANCE * max(1.0, logits.abs().max().item())
 
 
 def _mismatch(message: str) -> TrainerError:

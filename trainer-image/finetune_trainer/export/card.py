@@ -29,35 +29,20 @@ model = MODEL_CLASS.from_pretrained(directory)
 # The new layers are in the file modeling_*.py beside the weights; loading runs that file.
 model = MODEL_CLASS.from_pretrained(directory, trust_remote_code=True)
 """,
-    "peft": """from peft import PeftConfig, PeftModel
-from transformers import AutoConfig, MODEL_CLASS, AutoTokenizer
-
-# The directory holds what was trained and the config; the base model is loaded from where it was.
-adapter = PeftConfig.from_pretrained(directory)
-base = MODEL_CLASS.from_pretrained(
-    adapter.base_model_name_or_path,
-    revision=adapter.revision,
-    config=AutoConfig.from_pretrained(directory),
-    ignore_mismatched_sizes=True,  # of an output layer for other labels, in place of which the directory has its own
-)
-model = PeftModel.from_pretrained(base, directory)
-""",
-    "peft-of-store": """from peft import PeftModel
-from transformers import AutoConfig, MODEL_CLASS, AutoTokenizer
-
-# The directory holds what was trained and the config; the base model is loaded from a copy of BASE_URI.
-base = MODEL_CLASS.from_pretrained(
-    base_directory,
-    config=AutoConfig.from_pretrained(directory),
-    ignore_mismatched_sizes=True,  # of an output layer for other labels, in place of which the directory has its own
-)
-model = PeftModel.from_pretrained(base, directory)
-""",
 }
+_OF_PEFT = """from peft import {imports}
+from transformers import AutoConfig, {bits}MODEL_CLASS, AutoTokenizer
 
-_IN_4_BITS = """# In 4 bits, as it was trained on; in others its answers are slightly different.
-bits = BitsAndBytesConfig(
+# The directory holds what was trained and the config; the base model is loaded from {place}.
+{before}base = MODEL_CLASS.from_pretrained(
+    {arguments}
+)
+model = PeftModel.from_pretrained(base, directory)
 """
+_IN_4_BITS = "# In 4 bits, as it was trained on; in others its answers are slightly different.\n"
+_OTHER_LABELS = (
+    "ignore_mismatched_sizes=True,  # of an output layer for other labels, in place of which the directory has its own"
+)
 
 _STACKED = """# An earlier adapter with its own head, as its job left it: model.set_active(one of model.adapter_names)
 """
@@ -117,16 +102,31 @@ Tuned by FineTuneJob `{printable(f"{run.namespace}/{run.name}")}`: {spec.task}, 
 
 
 def _loading(tuning: Tuning, model_class: str, base_uri: str) -> str:
-    """The lines that load the model; a base model in an object store has to be copied first."""
-    from_store = tuning.loader == "peft" and base_uri.startswith("s3://")
-    lines = _LOADING["peft-of-store" if from_store else tuning.loader]
+    """The lines that load the model."""
+    lines = _lines_of_peft(tuning, base_uri) if tuning.loader == "peft" else _LOADING[tuning.loader]
+    return lines.replace("MODEL_CLASS", model_class)
+
+
+def _lines_of_peft(tuning: Tuning, base_uri: str) -> str:
+    """Those of a base model and what peft puts on it; a base model in an object store has to be copied first."""
+    imports, place = ["PeftConfig", "PeftModel"], "where it was"
+    before = "adapter = PeftConfig.from_pretrained(directory)\n"
+    base = ["adapter.base_model_name_or_path", "revision=adapter.revision"]
+    if base_uri.startswith("s3://"):
+        imports, place, before = ["PeftModel"], f"a copy of {printable(base_uri)}", ""
+        base = ["base_directory"]
+    arguments = [f"{each}," for each in (*base, "config=AutoConfig.from_pretrained(directory)")]
     if tuning.base_settings is not None:
-        in_4_bits = (
-            _IN_4_BITS + "".join(f"    {name}={value!r},\n" for name, value in tuning.base_settings.items()) + ")\n"
-        )
-        lines = lines.replace("base = ", f"{in_4_bits}base = ").replace("config=", "quantization_config=bits, config=")
-        lines = lines.replace("import AutoConfig,", "import AutoConfig, BitsAndBytesConfig,")
-    return lines.replace("MODEL_CLASS", model_class).replace("BASE_URI", printable(base_uri))
+        settings = "".join(f"    {name}={value!r},\n" for name, value in tuning.base_settings.items())
+        before += f"{_IN_4_BITS}bits = BitsAndBytesConfig(\n{settings})\n"
+        arguments.append("quantization_config=bits,")
+    return _OF_PEFT.format(
+        imports=", ".join(imports),
+        bits="" if tuning.base_settings is None else "BitsAndBytesConfig, ",
+        place=place,
+        before=before,
+        arguments="\n    ".join([*arguments, _OTHER_LABELS]),
+    )
 
 
 def _notes(result: Result, labels: Sequence[str], choice: StrategyChoice | None) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from finetune_api.v1alpha1.strategy import PromptTuningStrategy
-from finetune_trainer.export import TOLERANCE
+from finetune_trainer.export import is_rounding
 from finetune_trainer.export.reload import logits_of
 from finetune_trainer.out_of_memory import is_out_of_memory
 from finetune_trainer.prompts.modeling_prompt import PromptedModel
@@ -48,7 +48,7 @@ def pefts_logits(
 def check_same(strategy: PromptTuningStrategy, model: PreTrainedModel, ours: Tensor, theirs: Tensor) -> None:
     """Raise TrainerError unless peft's model gives the logits of the one that is trained."""
     difference = (ours - theirs).abs().max().item()
-    if not difference <= TOLERANCE * max(1.0, ours.abs().max().item()):
+    if not is_rounding(difference, ours):
         reason = f"peft, in whose format it is exported, puts one elsewhere: logits differ by {difference:.1e}"
         raise refused(strategy, model, reason)
 

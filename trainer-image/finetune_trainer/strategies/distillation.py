@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from finetune_api.run import Run
 from finetune_api.v1alpha1.job import Task as TaskName
 from finetune_api.v1alpha1.strategy import DistillationStrategy
 from finetune_trainer import device as devices
-from finetune_trainer.batching import BucketSampler
+from finetune_trainer.batching import Batch, BucketSampler
 from finetune_trainer.data.sources import model_directory as directory_of
 from finetune_trainer.distillation import feature
 from finetune_trainer.distillation.attention import NotRecordable, make_recordable, recording
@@ -128,20 +129,22 @@ def _check_states(student: PreTrainedModel, teacher: Teacher, task: Task) -> Non
     """Raise TrainerError unless both models show a state of each token after each layer."""
     batch = task.collate(task.train[:1])
     for whose, model in (("student", student), ("teacher", teacher.model)):
-        on_device = batch.to(model.device)
-        with torch.no_grad():
-            if model is teacher.model:
-                output = teacher.output(on_device, output_hidden_states=True)
-            else:
-                output = model(**on_device.inputs, output_hidden_states=True)
+        output = _output(model, teacher, batch, output_hidden_states=True)
         found = [state.shape[:2] for state in getattr(output, "hidden_states", None) or ()]
-        if found != [on_device.inputs["input_ids"].shape] * (num_hidden_layers(model) + 1):
+        if found != [batch.inputs["input_ids"].shape] * (num_hidden_layers(model) + 1):
             raise TrainerError(
                 ExitCode.MODEL_INVALID,
                 f"{_FIELD}: the states of the {whose} ({model.config.model_type}) cannot be compared: it does not show "
                 "one of each token after each layer",
                 "leave out feature, and relation's distance, angle and layers; response needs none",
             )
+
+
+@torch.no_grad()
+def _output(model: PreTrainedModel, teacher: Teacher, batch: Batch, **options: Any) -> Any:
+    """What the student, or the teacher's own model, gives for a batch."""
+    on_device = batch.to(model.device)
+    return teacher.output(on_device, **options) if model is teacher.model else model(**on_device.inputs, **options)
 
 
 def _record_attention(student: PreTrainedModel, teacher: Teacher, task: Task) -> None:
@@ -151,9 +154,8 @@ def _record_attention(student: PreTrainedModel, teacher: Teacher, task: Task) ->
         everything = frozenset(range(num_hidden_layers(model)))
         try:
             make_recordable(model)
-            with torch.no_grad(), recording(everything) as record:
-                on_device = batch.to(model.device)
-                teacher.output(on_device) if model is teacher.model else model(**on_device.inputs)
+            with recording(everything) as record:
+                _output(model, teacher, batch)
             if record.layers.keys() != everything:
                 raise NotRecordable(f"it shows {len(record.layers)} of {len(everything)} layers")
         except NotRecordable as error:

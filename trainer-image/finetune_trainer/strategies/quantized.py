@@ -11,6 +11,8 @@ from finetune_api.exit_codes import ExitCode
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models import Loaded
 
+_WAY: dict[str, Any] = {"quant_type": "nf4", "compress_statistics": True}
+
 
 def quantize(loaded: Loaded) -> list[str]:
     """Keep the linear layers of a model's body in 4 bits; returns the paths of those that stay as they are.
@@ -39,12 +41,9 @@ def quantize(loaded: Loaded) -> list[str]:
                 linear.out_features,
                 bias=linear.bias is not None,
                 compute_dtype=linear.weight.dtype,
-                compress_statistics=True,
-                quant_type="nf4",
+                **_WAY,
             )
-        small.weight = Params4bit(
-            linear.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4", module=small
-        )
+        small.weight = Params4bit(linear.weight.data, requires_grad=False, module=small, **_WAY)
         small.bias = linear.bias
         # Or an evaluation on a CPU with AVX512-BF16 rounds the scales for good, and what follows trains another model.
         small.support_avx512bf16_for_cpu = False
@@ -58,8 +57,8 @@ def settings(kept: list[str]) -> dict[str, Any]:
     """The arguments of transformers' BitsAndBytesConfig that load a base model as it was trained on."""
     return {
         "load_in_4bit": True,
-        "bnb_4bit_quant_type": "nf4",
-        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_quant_type": _WAY["quant_type"],
+        "bnb_4bit_use_double_quant": _WAY["compress_statistics"],
         "llm_int8_skip_modules": kept,
     }
 

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from finetune_trainer.heads import pretrained_output
+from finetune_trainer.models import Loaded, load_model
 
 _SHOWN = 5
 
@@ -23,6 +26,24 @@ class Classes:
     report: tuple[str, ...] = ()
     """A line on what became of the pretrained output layer, if there is one."""
 
+    def load_model(
+        self, auto_class: Any, directory: Path, tokenizer: PreTrainedTokenizerBase, *, is_own: bool, **config: Any
+    ) -> Loaded:
+        """A pretrained model with an output for each class. Raises TrainerError.
+
+        `is_own` says that it is the job's own model, whose output layer may be one to be replaced, and not another one.
+        """
+        return load_model(
+            auto_class,
+            directory,
+            tokenizer,
+            self.replaced if is_own else frozenset(),
+            num_labels=len(self.labels),
+            id2label=dict(enumerate(self.labels)),
+            label2id={label: number for number, label in enumerate(self.labels)},
+            **config,
+        )
+
 
 def choose_classes(labels: Sequence[str], auto_class: Any, directory: Path) -> Classes:
     """Keep the pretrained output layer of a model, with its classes, if it has all of the data's labels."""
@@ -35,12 +56,12 @@ def choose_classes(labels: Sequence[str], auto_class: Any, directory: Path) -> C
             tuple(labels),
             output.parameters,
             (
-                f"the model's own output layer, for {_listed(output.labels)}, is replaced by a new one: the labels of "
-                f"the data are {_listed(labels)}",
+                f"the model's own output layer, for {listed(output.labels)}, is replaced by a new one: the labels of "
+                f"the data are {listed(labels)}",
             ),
         )
     beyond = [label for label in kept if label not in labels]
-    more = f", also those that the data does not have: {_listed(beyond)}" if beyond else ""
+    more = f", also those that the data does not have: {listed(beyond)}" if beyond else ""
     return Classes(kept, report=(f"the model's own output layer is kept, with its {len(kept)} classes{more}",))
 
 
@@ -64,6 +85,7 @@ def _matched(labels: Sequence[str], known: Sequence[str], key: Callable[[str], s
     return tuple(names.get(number, name) for number, name in enumerate(known))
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = f", ... ({len(names)} in all)" if len(names) > _SHOWN else ""
-    return ", ".join(map(repr, names[:_SHOWN])) + more
+def listed(names: Sequence[str], shown: int = _SHOWN) -> str:
+    """The first of the names, and how many there are if there are more."""
+    more = f", ... ({len(names)} in all)" if len(names) > shown else ""
+    return ", ".join(map(repr, names[:shown])) + more

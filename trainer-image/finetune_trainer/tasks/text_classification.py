@@ -15,7 +15,7 @@ from finetune_trainer.data import text_classification as data
 from finetune_trainer.data.rows import Part
 from finetune_trainer.metrics import ClassificationMetrics
 from finetune_trainer.model_checks import check_directory
-from finetune_trainer.models import Loaded, load_model, load_tokenizer
+from finetune_trainer.models import Loaded, load_tokenizer
 from finetune_trainer.tasks.classes import choose_classes
 from finetune_trainer.tasks.limits import check_vocabulary, max_length
 
@@ -33,16 +33,15 @@ class TextClassification:
         self._directory = directory
         self.tokenizer = tokenizer
         self.max_length = max_length
-        classes = choose_classes(texts.labels, AutoModelForSequenceClassification, directory)
-        self._replaced = classes.replaced
-        self.labels: Sequence[str] = classes.labels
+        self._classes = choose_classes(texts.labels, AutoModelForSequenceClassification, directory)
+        self.labels: Sequence[str] = self._classes.labels
         rows = texts.rows
         self.train: Sequence[Example] = [
             example for part in (rows.train, rows.replay, rows.unlabeled) for example in self._tokenise(part)
         ]
         self.evaluation: Sequence[Example] = self._tokenise(rows.evaluation)
         self.retention: Sequence[Example] = self._tokenise(rows.retention)
-        self.data_report: Sequence[str] = [*map(str, rows.reports()), *classes.report]
+        self.data_report: Sequence[str] = [*map(str, rows.reports()), *self._classes.report]
         self.baseline: float | None = texts.majority_fraction()
 
     @classmethod
@@ -54,16 +53,12 @@ class TextClassification:
 
     def load_model(self, directory: Path | None = None) -> Loaded:
         """A pretrained model with a head of one output a label."""
-        replaced = self._replaced if directory is None else frozenset()
-        directory = directory or self._directory
-        loaded = load_model(
+        is_own, directory = directory is None, directory or self._directory
+        loaded = self._classes.load_model(
             AutoModelForSequenceClassification,
             directory,
             self.tokenizer,
-            replaced,
-            num_labels=len(self.labels),
-            id2label=dict(enumerate(self.labels)),
-            label2id={label: number for number, label in enumerate(self.labels)},
+            is_own=is_own,
             problem_type="single_label_classification",  # or transformers guesses it from the targets' dtype
         )
         check_vocabulary(loaded, directory, (*self.train, *self.evaluation, *self.retention))

@@ -17,7 +17,7 @@ from finetune_trainer.data import token_classification as data
 from finetune_trainer.data.rows import Part
 from finetune_trainer.entity_metrics import EntityMetrics, TagScheme
 from finetune_trainer.model_checks import check_directory
-from finetune_trainer.models import Loaded, load_model, load_tokenizer
+from finetune_trainer.models import Loaded, load_tokenizer
 from finetune_trainer.tasks.classes import choose_classes
 from finetune_trainer.tasks.limits import check_usable, check_vocabulary, max_length
 from finetune_trainer.tasks.windows import Window, check_tells_places, windows
@@ -43,9 +43,8 @@ class TokenClassification:
         self._num_rows = 0
         self.tokenizer = tokenizer
         self.max_length = max_length(run, directory, tokenizer, DEFAULT_MAX_LENGTH)
-        classes = choose_classes(tagged.tags, AutoModelForTokenClassification, directory)
-        self._replaced = classes.replaced
-        self.labels: Sequence[str] = classes.labels
+        self._classes = choose_classes(tagged.tags, AutoModelForTokenClassification, directory)
+        self.labels: Sequence[str] = self._classes.labels
         self._scheme = TagScheme.of(self.labels, tagged.tags)
         self._max_dropped = run.spec.data.max_dropped_fraction
         rows = tagged.rows
@@ -54,7 +53,7 @@ class TokenClassification:
         ]
         self.evaluation: Sequence[Example] = self._examples(rows.evaluation)
         self.retention: Sequence[Example] = self._examples(rows.retention)
-        self.data_report: Sequence[str] = [*map(str, rows.reports()), *classes.report]
+        self.data_report: Sequence[str] = [*map(str, rows.reports()), *self._classes.report]
         self.baseline: float | None = tagged.majority().get(run.spec.metric())
 
     @classmethod
@@ -67,17 +66,8 @@ class TokenClassification:
 
     def load_model(self, directory: Path | None = None) -> Loaded:
         """A pretrained model with a head of one output a tag."""
-        replaced = self._replaced if directory is None else frozenset()
-        directory = directory or self._directory
-        loaded = load_model(
-            AutoModelForTokenClassification,
-            directory,
-            self.tokenizer,
-            replaced,
-            num_labels=len(self.labels),
-            id2label=dict(enumerate(self.labels)),
-            label2id={label: number for number, label in enumerate(self.labels)},
-        )
+        is_own, directory = directory is None, directory or self._directory
+        loaded = self._classes.load_model(AutoModelForTokenClassification, directory, self.tokenizer, is_own=is_own)
         check_vocabulary(loaded, directory, (*self.train, *self.evaluation, *self.retention))
         return loaded
 
