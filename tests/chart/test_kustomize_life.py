@@ -56,16 +56,8 @@ def documented(heading: str, folder: str) -> str:
 
 
 def everything(server: ApiServer) -> set[str]:
-    """Every object by namespace, kind and name, but Events, which stay for an hour."""
-    kinds = server.kubectl("api-resources", "--verbs=list", "--output=name")
-    assert kinds.returncode == 0, kinds.stderr
-    wanted = ",".join(kind for kind in kinds.stdout.split() if kind.partition(".")[0] != "events")
-    line = '{.metadata.namespace}:{.kind} {.metadata.name}{"\\n"}'
-    listed = server.kubectl(
-        "get", wanted, "--all-namespaces", f"--output=jsonpath={{range .items[*]}}{line}{{end}}", "--ignore-not-found"
-    )
-    assert listed.returncode == 0, listed.stderr
-    return set(listed.stdout.splitlines())
+    """Every object that there is."""
+    return {f"{namespace}:{kind} {name}" for namespace, kind, name in server.objects()}
 
 
 def only(server: ApiServer, before: set[str], wanted: set[str]) -> None:

@@ -45,6 +45,23 @@ class ApiServer:
         """Where the servers keep their files; it goes with them."""
         return self.kubeconfig.parent
 
+    def objects(self) -> set[tuple[str, str, str]]:
+        """Every object by namespace, kind and name, but Events, which stay for an hour. Raises AssertionError."""
+        kinds = self.kubectl("api-resources", "--verbs=list", "--output=name")
+        assert kinds.returncode == 0, kinds.stderr
+        wanted = ",".join(kind for kind in kinds.stdout.split() if kind.partition(".")[0] != "events")
+        line = '{.metadata.namespace}{"\\t"}{.kind}{"\\t"}{.metadata.name}{"\\n"}'
+        listed = self.kubectl(
+            "get",
+            wanted,
+            "--all-namespaces",
+            f"--output=jsonpath={{range .items[*]}}{line}{{end}}",
+            "--ignore-not-found",
+        )
+        assert listed.returncode == 0, listed.stderr
+        rows = (row.split("\t") for row in listed.stdout.splitlines())
+        return {(namespace, kind, name) for namespace, kind, name in rows}
+
     @property
     def address(self) -> str:
         """The address that the server listens on and that its certificate names."""

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .go_build import Recipe, build_once, required_version
-
-MODULE = Path(__file__).parent / "coredns"
+from .go_build import build_program
 
 
 def find_coredns() -> Path:
     """CoreDNS, built once. Raises BinariesUnavailableError, BuildFailedError."""
-    version = required_version(MODULE, "github.com/coredns/coredns")
-    recipe = Recipe(f"CoreDNS {version}", MODULE, ".", "coredns", "-s -w")
-    folder = build_once(recipe, f"coredns-{recipe.source_hash()}", "no CoreDNS: install Go so that it can be built")
-    return folder / recipe.program
+    return build_program("CoreDNS", "coredns", "github.com/coredns/coredns")

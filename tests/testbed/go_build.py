@@ -89,6 +89,17 @@ def build_once(recipe: Recipe, name: str, without_go: str) -> Path:
     return folder
 
 
+def build_program(what: str, program: str, name: str) -> Path:
+    """A program whose main.go is in the folder of its name beside this file, built once; `name` is the module it is of.
+
+    Raises BinariesUnavailableError, BuildFailedError.
+    """
+    folder = Path(__file__).parent / program
+    recipe = Recipe(f"{what} {required_version(folder, name)}", folder, ".", program, "-s -w")
+    without_go = f"no {what}: install Go so that it can be built"
+    return build_once(recipe, f"{program}-{recipe.source_hash()}", without_go) / program
+
+
 @contextmanager
 def _locked(path: Path, what: str) -> Iterator[None]:
     with path.open("w") as file:

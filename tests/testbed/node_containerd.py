@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,11 +68,9 @@ class Containerd:
         command = self._namespaces.command("containerd", "--config", str(self._folder / "config.toml"))
         process = ServerProcess("containerd", command, self._folder)
         with process.running():
-            deadline = time.monotonic() + START_SECONDS
-            while not (self._folder / "containerd.sock").exists() or not self._answers():
-                if process.exit_status() is not None or time.monotonic() > deadline:
-                    raise NodeUnavailableError(f"containerd does not work:\n{process.log_tail()}")
-                time.sleep(0.1)
+            socket = self._folder / "containerd.sock"
+            if not process.comes_to(lambda: socket.exists() and self._answers(), START_SECONDS):
+                raise NodeUnavailableError(f"containerd does not work:\n{process.log_tail()}")
             yield self
 
     def import_image(self, archive: Path) -> None:

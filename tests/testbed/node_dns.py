@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,11 +47,8 @@ class ClusterDns:
         command = self._namespaces.command(str(self._program), "-conf", str(self._folder / "Corefile"))
         process = ServerProcess("coredns", command, self._folder)
         with process.running():
-            deadline = time.monotonic() + START_SECONDS
-            while not self._is_ready():
-                if process.exit_status() is not None or time.monotonic() > deadline:
-                    raise NodeUnavailableError(f"CoreDNS does not work:\n{process.log_tail()}")
-                time.sleep(0.1)
+            if not process.comes_to(self._is_ready, START_SECONDS):
+                raise NodeUnavailableError(f"CoreDNS does not work:\n{process.log_tail()}")
             yield
 
     def _is_ready(self) -> bool:

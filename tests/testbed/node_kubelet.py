@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,7 +83,9 @@ class Kubelet:
         )
         process = ServerProcess("kubelet", command, self._folder)
         with process.running():
-            self._wait_until_ready(Client(server), process)
+            client = Client(server)
+            if not process.comes_to(lambda: _is_ready(client), START_SECONDS):
+                raise NodeUnavailableError(f"the kubelet does not work:\n{process.log_tail()}")
             yield
 
     def _configuration(self, credentials: Credentials) -> dict[str, object]:
@@ -115,13 +116,6 @@ class Kubelet:
             "imageGCHighThresholdPercent": 100,
             "imageMinimumGCAge": "24h",
         }
-
-    def _wait_until_ready(self, client: Client, process: ServerProcess) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while not _is_ready(client):
-            if process.exit_status() is not None or time.monotonic() > deadline:
-                raise NodeUnavailableError(f"the kubelet does not work:\n{process.log_tail()}")
-            time.sleep(0.2)
 
 
 def _is_ready(client: Client) -> bool:

@@ -6,7 +6,6 @@ nothing to clean up one by one, however a run ends.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,11 +53,8 @@ class NodeNamespaces:
         return ["nsenter", f"--mount={own}/mnt", f"--net={own}/net", f"--pid={own}/pid_for_children", "--", *command]
 
     def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while not (self._slot.folder / "ready").exists():
-            if self._process.exit_status() is not None or time.monotonic() > deadline:
-                raise NodeUnavailableError(f"the node's namespaces cannot be made:\n{self._process.log_tail()}")
-            time.sleep(0.05)
+        if not self._process.comes_to((self._slot.folder / "ready").exists, START_SECONDS):
+            raise NodeUnavailableError(f"the node's namespaces cannot be made:\n{self._process.log_tail()}")
 
     def _link(self) -> None:
         """A pair of interfaces, one end in the node. It has no route beyond the host, so pods reach the host alone."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,9 +38,6 @@ class NetworkPolicies:
         )
         process = ServerProcess("kube-router", command, self._folder)
         with process.running():
-            deadline = time.monotonic() + START_SECONDS
-            while _READY not in process.log():
-                if process.exit_status() is not None or time.monotonic() > deadline:
-                    raise NodeUnavailableError(f"kube-router does not work:\n{process.log_tail()}")
-                time.sleep(0.1)
+            if not process.comes_to(lambda: _READY in process.log(), START_SECONDS):
+                raise NodeUnavailableError(f"kube-router does not work:\n{process.log_tail()}")
             yield

@@ -8,7 +8,6 @@ import signal
 import ssl
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -109,11 +108,8 @@ class OperatorProcess:
 
     def wait_until(self, holds: Callable[[], bool], seconds: float = START_SECONDS) -> None:
         """Wait until a method of this object returns true."""
-        deadline = time.monotonic() + seconds
-        while not holds():
-            if self._process.exit_status() is not None or time.monotonic() > deadline:
-                raise OperatorError(f"{self.identity}:\n{self._process.log_tail()}")
-            time.sleep(0.1)
+        if not self._process.comes_to(holds, seconds):
+            raise OperatorError(f"{self.identity}:\n{self._process.log_tail()}")
 
     def leads(self) -> bool:
         """Whether it holds the lease and has its first list."""

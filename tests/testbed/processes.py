@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 HOST = "127.0.0.1"
 LOG_TAIL_LINES = 30
+_LOOK_SECONDS = 0.1
 
 
 class ServerProcess:
@@ -76,6 +78,15 @@ class ServerProcess:
         if self._popen is None:
             raise RuntimeError(f"{self.name} was not started")
         return self._popen.wait(seconds)
+
+    def comes_to(self, holds: Callable[[], bool], seconds: float) -> bool:
+        """Wait until something holds; False when the process has ended before, or time is up."""
+        deadline = time.monotonic() + seconds
+        while not holds():
+            if self.exit_status() is not None or time.monotonic() > deadline:
+                return False
+            time.sleep(_LOOK_SECONDS)
+        return True
 
     def exit_status(self) -> int | None:
         return None if self._popen is None else self._popen.poll()
