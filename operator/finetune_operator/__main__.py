@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pydantic import ValidationError
 
 from finetune_api.logs import log_to
+from finetune_operator.host.abandoned import closing_abandoned
 from finetune_operator.host.app import App, LostLease
 from finetune_operator.host.settings import PREFIX, OperatorSettings, from_environment
 
@@ -42,6 +43,11 @@ def main() -> int:
 
 
 async def _run(settings: OperatorSettings) -> int:
+    async with closing_abandoned():
+        return await _run_until_told(settings)
+
+
+async def _run_until_told(settings: OperatorSettings) -> int:
     loop = asyncio.get_running_loop()
 
     def take_signals() -> None:
