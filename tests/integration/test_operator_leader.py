@@ -42,7 +42,9 @@ def test_one_of_two_acts_and_when_it_is_killed_the_other_does_within_thirty_seco
         namespace.apply(job(), "before")
         namespace.bound_pod("before")
         namespace.until("before", "Reconciling")
-        assert (writes(cluster, first), writes(cluster, second)) == (2, 0)
+        # Elsewhere it may find what other tests left unfinished.
+        here = [write for write in cluster.server.audit.writes(first.credential) if write.namespace == namespace.name]
+        assert (len(here), writes(cluster, second)) == (2, 0)
         assert second.metric("leader_election_master_status") == 0
         assert second.health()[0] == 200
         first.kill()
