@@ -24,6 +24,7 @@ WRITES = [
     "finetune_trainer.storage:tidy",
     "finetune_trainer.storage:remove",
     "finetune_trainer.run:only_trainer_in",
+    "finetune_trainer.run:only_writer_of",
     "finetune_trainer.run:check_target",
     "finetune_trainer.run:write_token",
 ]

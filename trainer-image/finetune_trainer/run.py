@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 
@@ -29,6 +27,7 @@ from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.export import check_target, export
 from finetune_trainer.export.card import model_card
 from finetune_trainer.first_start import first_start
+from finetune_trainer.hold import only_trainer_in, only_writer_of
 from finetune_trainer.judge import DIVERGENCE, RETENTION, RunState
 from finetune_trainer.loop import TrainingLoop
 from finetune_trainer.model_checks import model_files
@@ -65,6 +64,8 @@ def execute(run: Run, progress: ProgressLog, stop: StopFlag, place: Place = ALON
             held.enter_context(only_trainer_in(work_dir))
             if remote_output.is_remote(run):
                 remote_output.check(run.spec.output.uri)
+            else:
+                held.enter_context(only_writer_of(target))
 
         distributed.only_first(ranks, take_place, stop)
         check_shared(ranks, work_dir, stop)
@@ -263,19 +264,3 @@ def forgetting_of(run: Run, state: RunState) -> dict[str, float]:
     name = forgetting.name_of(RETENTION, run.spec.metric())
     found = {"before": state.before.get(name), "after": state.last.get(name), DIVERGENCE: state.last.get(DIVERGENCE)}
     return {key: value for key, value in found.items() if value is not None}
-
-
-@contextmanager
-def only_trainer_in(work_dir: Path) -> Iterator[None]:
-    """Hold the work directory: two trainers would overwrite each other's checkpoints."""
-    with storage.storage_errors(work_dir):
-        work_dir.mkdir(parents=True, exist_ok=True)
-        lock = (work_dir / "lock").open("w")
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise TrainerError(
-                ExitCode.WORK_DIRECTORY_BUSY, f"another trainer is at work in {work_dir}", "wait for it, or stop it"
-            ) from None
-        yield
