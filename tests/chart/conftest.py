@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from chart.rendering import Chart, find_kubectl
+from chart.rendering import Chart, Object, find_kubectl
+from chart.value_sets import VALUE_SETS
 from testbed.binaries import find
 from testbed.helm import find_helm
 from testbed.needed import found, have_before_tests
@@ -42,3 +43,9 @@ def chart(helm: Path) -> Chart:
 def kubectl() -> str:
     """Where kubectl is; skip only where it cannot be had."""
     return find_kubectl() or str(found(find).kubectl)
+
+
+@pytest.fixture(params=VALUE_SETS)
+def rendered(chart: Chart, request: pytest.FixtureRequest) -> list[Object]:
+    """The objects of each of the sets of values."""
+    return chart.render(VALUE_SETS[request.param])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from chart.rendering import Chart, Object
+
 ON = {"enabled": True}
 PLAIN = {"progress": {"enabled": False}, "metrics": {"secure": False}}
 """Nothing is served over TLS."""
@@ -161,3 +163,8 @@ VALUE_SETS: dict[str, dict[str, Any]] = {
     "renamed-wholly": {"fullnameOverride": "tuner"},
     "below-another-chart": {"global": {"anything": 1}},
 }
+
+
+def render(chart: Chart, name: str) -> list[Object]:
+    """The chart with one of them."""
+    return chart.render(VALUE_SETS[name])
