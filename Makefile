@@ -1,4 +1,5 @@
-# Every target does its own set-up; all that is needed is Python 3.11 or later, make, and a package index.
+# Every target does its own set-up; all that is needed is Python 3.11 or later, make, a package index, and Go where a
+# Kubernetes is built to test against.
 # `make demo` and `make test` are the two to know.
 
 VENV := .venv
@@ -7,7 +8,9 @@ ASSETS := build/assets
 PYTHON ?= $(firstword $(foreach v,python3 python3.14 python3.13 python3.12 python3.11,\
 	$(shell $(v) -c 'import sys; print("$(v)" if sys.version_info >= (3, 11) else "")' 2>/dev/null)))
 
-.PHONY: help demo test security lint unit trainer integration matrix prometheus chart images e2e cluster demo-cluster generate assets assets-lm lock audit bench clean
+CHECK_PYTHON = @test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed; install it, or name it: make PYTHON=/path/to/python" >&2; exit 1; }
+
+.PHONY: help demo test security lint unit trainer integration matrix prometheus chart images lock-cpu e2e cluster demo-cluster generate assets assets-lm lock audit bench clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -56,12 +59,12 @@ prometheus: ## Debian's package for the tests of metrics and alerts, where it ca
 		echo "no Prometheus: the tests that need it are skipped (and fail under CI)"
 
 chart: $(VENV)/ready assets ## the Helm chart: rendered, judged by a real API server, installed on a real node; may build helm
-	$(BIN)/pytest tests/chart tests/security/test_chart_*.py tests/security/test_images.py --ignore=$(INSTALL) $(BY_FILE)
+	$(BIN)/pytest tests/chart tests/security/test_chart_*.py tests/security/test_image*.py --ignore=$(INSTALL) $(BY_FILE)
 	$(BIN)/pytest $(INSTALL)
 # By itself: on the node the operator is given what others leave of the processor.
 INSTALL := tests/chart/test_install.py
 
-images: ## the operator's and the trainer's, with docker, podman or buildah; REGISTRY=... TAG=... PUSH=1
+images: ## the operator's and the trainer's, with docker, podman or buildah; REGISTRY=... TAG=... PUSH=1 TORCH=cpu
 	@scripts/images.sh
 
 e2e: $(VENV)/ready assets ## real pods on a real node; needs root on Linux, else its tests are skipped by name
@@ -100,9 +103,27 @@ lock: $(VENV)/ready ## the locked requirements
 	echo "uv==$$($(BIN)/uv --version | cut -d' ' -f2)" | $(BIN)/uv pip compile - $(LOCK_OPTIONS) -o requirements/bootstrap.txt
 	$(BIN)/uv pip compile pyproject.toml --extra dev $(LOCK_OPTIONS) -o requirements/dev.txt
 	$(BIN)/uv pip compile pyproject.toml --extra trainer -c requirements/dev.txt $(LOCK_OPTIONS) -o requirements/trainer.txt
+	grep -oE '^(cuda|nvidia|triton)[a-z0-9-]*' requirements/trainer.txt | $(BIN)/uv pip compile pyproject.toml --extra trainer \
+		-c requirements/trainer.txt --excludes - --no-emit-package torch $(LOCK_OPTIONS) -o requirements/cpu/trainer.txt
 	$(BIN)/uv pip compile pyproject.toml --extra operator -c requirements/dev.txt $(LOCK_OPTIONS) -o requirements/operator.txt
 	printf 'pip-audit==2.10.1\ncyclonedx-python-lib[json-validation]\n' | $(BIN)/uv pip compile - $(LOCK_OPTIONS) -o requirements/audit.txt
-	sed -i.bak '1i # Locked by `make lock`; do not edit.' requirements/*.txt && rm requirements/*.bak
+	sed -i.bak '1i # Locked by `make lock`; do not edit.' requirements/*.txt requirements/cpu/trainer.txt && rm requirements/*.bak requirements/cpu/*.bak
+
+# No part of `lock`: PyTorch's index is not to be reached from everywhere. Nor does it need the environment, with its CUDA.
+lock-cpu: build/uv/bin/uv ## PyTorch's CPU build for `make images TORCH=cpu`; asks PyTorch's own index, or TORCH_INDEX=...
+	@torch=torch==$$(sed -n 's/^torch==\([^ ]*\).*/\1/p' requirements/trainer.txt)+cpu; \
+	echo "$$torch" | $< pip compile - --no-deps --default-index "$(TORCH_INDEX)" $(LOCK_OPTIONS) > build/uv/torch.txt || { \
+		echo "error: $$torch could not be had from PyTorch's index, $(TORCH_INDEX); run this where it can be reached," \
+			"or name a mirror: make lock-cpu TORCH_INDEX=https://..." >&2; exit 1; }; \
+	{ echo '# Locked by `make lock-cpu`; do not edit.'; cat build/uv/torch.txt; } > requirements/cpu/torch.txt; \
+	echo "$$torch is locked in requirements/cpu/torch.txt; keep it with the sources"
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+build/uv/bin/uv: requirements/bootstrap.txt
+	$(CHECK_PYTHON)
+	@$(PYTHON) -m venv --clear build/uv
+	@build/uv/bin/pip install --quiet --require-hashes -r requirements/bootstrap.txt
+	@touch $@
 LOCK_OPTIONS := --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --no-header
 
 audit: $(VENV)/ready ## known vulnerabilities of what is locked, by pip-audit; asks PyPI
@@ -112,7 +133,7 @@ audit: $(VENV)/ready ## known vulnerabilities of what is locked, by pip-audit; a
 
 # uv is installed first because it unpacks PyTorch in a fraction of pip's time; both check every hash.
 $(VENV)/ready: requirements/dev.txt requirements/bootstrap.txt
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed; install it, or name it: make PYTHON=/path/to/python" >&2; exit 1; }
+	$(CHECK_PYTHON)
 	@echo "setting up $(VENV) (PyTorch is large: the first time takes minutes)"
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --require-hashes -r requirements/bootstrap.txt

@@ -7,13 +7,36 @@
 #   PUSH       1: push them, too
 #   PLATFORM   what nodes they are for; linux/amd64 if they are pushed, this machine's own otherwise
 #   TARGET     a target of the Dockerfiles; the whole image
+#   TORCH      cpu: the trainer with PyTorch's CPU build, its tag with -cpu behind, after `make lock-cpu`; cuda
+#   TORCH_INDEX   a mirror of PyTorch's index, for TORCH=cpu
 #
 # What is in each image is written to build/sbom, too: /opt/finetune/sbom.cdx.json of the image.
 set -eu
 cd "$(dirname "$0")/.."
 
+VERSION=$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml)
 REGISTRY=${REGISTRY:-localhost}
-TAG=${TAG:-$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml)}
+TAG=${TAG:-$VERSION}
+REVISION=
+if [ -e .git ]; then REVISION=$(git describe --always --abbrev=40 --dirty --exclude='*' 2>/dev/null || true); fi
+
+pinned() { sed -n 's/^torch==\([^ ]*\).*/\1/p' "$1"; }
+
+case ${TORCH:-cuda} in
+cuda) ;;
+cpu)
+    wanted=$(pinned requirements/trainer.txt)+cpu
+    lock=requirements/cpu/torch.txt
+    if [ ! -e $lock ] || [ "$(pinned $lock)" != "$wanted" ]; then
+        echo "error: $lock does not lock torch $wanted; make it where PyTorch's index can be reached: make lock-cpu" >&2
+        exit 1
+    fi
+    ;;
+*)
+    echo "error: TORCH=$TORCH is none of PyTorch's builds here; it is cuda or cpu" >&2
+    exit 1
+    ;;
+esac
 
 case ${PLATFORM:-} in
 *,*)
@@ -45,13 +68,18 @@ else
     exit 1
 fi
 
+# build NAME VARIANT DOCKERFILE ARGUMENT...
 build() {
-    image=$REGISTRY/finetune-$1:$TAG
+    image=$REGISTRY/finetune-$1:$TAG$2
+    bill=build/sbom/finetune-$1$2.cdx.json
+    file=$3
+    shift 3
     echo "$tool builds $image for ${PLATFORM:-this machine}" >&2
-    $tool build --file "$2" --tag "$image" ${PLATFORM:+--platform "$PLATFORM"} ${BASE:+--build-arg "BASE=$BASE"} ${TARGET:+--target "$TARGET"} .
+    $tool build --file "$file" --tag "$image" ${PLATFORM:+--platform "$PLATFORM"} ${BASE:+--build-arg "BASE=$BASE"} ${TARGET:+--target "$TARGET"} \
+        --label "org.opencontainers.image.version=$VERSION" ${REVISION:+--label "org.opencontainers.image.revision=$REVISION"} "$@" .
     if [ -z "${TARGET:-}" ]; then
         mkdir -p build/sbom
-        sbom "$image" >"build/sbom/finetune-$1.cdx.json"
+        sbom "$image" >"$bill"
     fi
     if [ "${PUSH:-0}" = 1 ]; then $tool push "$image"; fi
 }
@@ -66,5 +94,9 @@ sbom() {
     fi
 }
 
-build operator operator/Dockerfile
-build trainer trainer-image/Dockerfile
+build operator "" operator/Dockerfile
+if [ "${TORCH:-cuda}" = cpu ]; then
+    build trainer -cpu trainer-image/Dockerfile --build-arg TORCH=cpu ${TORCH_INDEX:+--build-arg "TORCH_INDEX=$TORCH_INDEX"}
+else
+    build trainer "" trainer-image/Dockerfile
+fi

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)==([^\s;\\]+)")
 _HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})")
@@ -38,6 +39,7 @@ _SPDX = {
     "MPL-2.0 AND MIT": "MPL-2.0 AND MIT",
     "PSF-2.0": "PSF-2.0",
 }
+_TORCH_INDEX = "https://download.pytorch.org/whl/"
 _OURS = uuid.UUID("6f3f3a4e-2f0b-5c39-9d7e-3a5b9a6b6a01")
 
 
@@ -100,7 +102,7 @@ def _document(name: str, version: str, components: list[dict[str, Any]]) -> dict
 
 
 def _component(entry: Locked, found: metadata.Distribution) -> dict[str, Any]:
-    purl = f"pkg:pypi/{entry.name}@{entry.version}"
+    purl, page = _origin(entry)
     hashes = [{"alg": "SHA-256", "content": one} for one in entry.hashes]
     return {
         "type": "library",
@@ -110,10 +112,22 @@ def _component(entry: Locked, found: metadata.Distribution) -> dict[str, Any]:
         "purl": purl,
         "licenses": [_licence(found)],
         # One of these files was installed: that of the image's platform.
-        "externalReferences": [
-            {"type": "distribution", "url": f"https://pypi.org/project/{entry.name}/{entry.version}/", "hashes": hashes}
-        ],
+        "externalReferences": [{"type": "distribution", "url": page, "hashes": hashes}],
     }
+
+
+def _origin(entry: Locked) -> tuple[str, str]:
+    """A package's purl, and its page on the index that publishes it.
+
+    PyPI takes no local version (PEP 440). What has one, such as 2.15.0+cpu, is PyTorch's, whose index for it is named
+    like it; that is also said of a copy from a mirror.
+    """
+    purl = f"pkg:pypi/{entry.name}@{quote(entry.version)}"
+    _, _, build = entry.version.partition("+")
+    if not build:
+        return purl, f"https://pypi.org/project/{entry.name}/{entry.version}/"
+    index = _TORCH_INDEX + build
+    return f"{purl}?repository_url={quote(index, safe=':')}", f"{index}/{entry.name}/"
 
 
 def _licence(found: metadata.Distribution) -> dict[str, Any]:

@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-from chart.rendering import ROOT
+from security.image_files import DOCKERFILES, ROOT, install
 
 OPERATOR_REQUIREMENTS = ROOT / "requirements" / "operator.txt"
-DOCKERFILES = {"operator": ROOT / "operator" / "Dockerfile", "trainer": ROOT / "trainer-image" / "Dockerfile"}
 
 
 @pytest.fixture(scope="module")
 def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the Dockerfile installs, by hash."""
-    target = tmp_path_factory.mktemp("libraries")
-    command = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--require-hashes", f"--target={target}"]
-    done = subprocess.run(
-        [*command, f"--requirement={OPERATOR_REQUIREMENTS}"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return target
+    return install(tmp_path_factory.mktemp("libraries"), "operator")
 
 
 def test_the_operator_starts_with_its_locked_requirements_alone(libraries: Path) -> None:
@@ -63,7 +58,7 @@ def test_images_do_not_run_as_root_and_install_by_hash(name: str) -> None:
     installs = [line for line in re.split(r"(?<!\\)\n", text) if "pip install" in line]
     assert installs
     for line in installs:
-        assert line.count("pip install") == line.count("--require-hashes")
+        assert len(re.findall(r"pip (?:install|download)", line)) == line.count("--require-hashes")
     assert re.search(rf"^FROM code AS {name}$", text, re.MULTILINE)
     assert text.index("FROM code AS") == text.rindex("FROM "), "the shipped image is the last target"
 
@@ -81,17 +76,29 @@ def test_everything_copied_is_in_the_context(name: str) -> None:
     assert not DOCKERFILES[name].with_name("Dockerfile.dockerignore").exists()
 
 
-def make_images(folder: Path, there: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    """What the script reads of the repository; no git."""
+    folder = tmp_path / "sources"
+    for name in ("scripts", "requirements"):
+        shutil.copytree(ROOT / name, folder / name)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder
+
+
+def make_images(sources: Path, there: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
     """What the script does where these programs are; they print how they are called."""
+    folder = sources.parent / "bin"
+    folder.mkdir(exist_ok=True)
     for program in there:
         (folder / program).write_text(f'#!/bin/sh\necho {program} "$@"\n')
         (folder / program).chmod(0o755)
-    for program in ("sed", "dirname"):
-        (folder / program).symlink_to(
-            f"/usr/bin/{program}" if Path(f"/usr/bin/{program}").exists() else f"/bin/{program}"
-        )
+    for program in ("sed", "dirname", "git"):
+        found = shutil.which(program)
+        if found is not None and not (folder / program).exists():
+            (folder / program).symlink_to(found)
     return subprocess.run(
-        ["/bin/sh", str(ROOT / "scripts" / "images.sh")],
+        ["/bin/sh", str(sources / "scripts" / "images.sh")],
         env={"PATH": str(folder), "REGISTRY": "registry.example.com/ml", "TAG": "1", "TARGET": "code", **variables},
         capture_output=True,
         text=True,
@@ -109,9 +116,9 @@ def make_images(folder: Path, there: list[str], **variables: str) -> subprocess.
     ],
 )
 def test_what_is_pushed_is_for_the_nodes_and_not_for_the_laptop(
-    tmp_path: Path, variables: dict[str, str], platform: str
+    sources: Path, variables: dict[str, str], platform: str
 ) -> None:
-    done = make_images(tmp_path, ["podman"], **variables)
+    done = make_images(sources, ["podman"], **variables)
     assert done.returncode == 0, done.stderr
     builds = [line for line in done.stdout.splitlines() if " build " in line]
     given = [re.findall(r" --platform (\S+)", line) for line in builds]
@@ -119,15 +126,15 @@ def test_what_is_pushed_is_for_the_nodes_and_not_for_the_laptop(
     assert done.stderr.count(f"for {platform or 'this machine'}\n") == 2
 
 
-def test_one_platform_is_built_at_a_time(tmp_path: Path) -> None:
-    done = make_images(tmp_path, ["podman"], PLATFORM="linux/amd64,linux/arm64")
+def test_one_platform_is_built_at_a_time(sources: Path) -> None:
+    done = make_images(sources, ["podman"], PLATFORM="linux/amd64,linux/arm64")
     assert (done.returncode, done.stdout) == (1, "")
     assert "error: PLATFORM=linux/amd64,linux/arm64 names several" in done.stderr
 
 
 @pytest.mark.parametrize(("there", "used"), [(["podman", "buildah"], "podman"), (["buildah"], "buildah"), ([], "")])
-def test_make_images_takes_what_is_there(tmp_path: Path, there: list[str], used: str) -> None:
-    done = make_images(tmp_path, there, PUSH="1")
+def test_make_images_takes_what_is_there(sources: Path, there: list[str], used: str) -> None:
+    done = make_images(sources, there, PUSH="1")
     if not used:
         assert done.returncode == 1
         assert "install one of them" in done.stderr
@@ -137,7 +144,62 @@ def test_make_images_takes_what_is_there(tmp_path: Path, there: list[str], used:
         for name, file in (("operator", "operator/Dockerfile"), ("trainer", "trainer-image/Dockerfile"))
         for image in (f"registry.example.com/ml/finetune-{name}:1",)
         for line in (
-            f"build --file {file} --tag {image} --platform linux/amd64 --target code .",
+            f"build --file {file} --tag {image} --platform linux/amd64 --target code"
+            f" --label org.opencontainers.image.version={metadata.version('finetune-operator')} .",
             f"push {image}",
         )
     ]
+
+
+def test_images_say_what_they_were_built_from(sources: Path) -> None:
+    def git(*arguments: str) -> str:
+        name = ("-c", "user.name=test", "-c", "user.email=test@example.com", "-c", "commit.gpgsign=false")
+        done = subprocess.run(["git", *name, *arguments], cwd=sources, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message=First")
+    git("tag", "v1")
+    commit = git("rev-parse", "HEAD")
+    for revision in (commit, f"{commit}-dirty"):
+        done = make_images(sources, ["podman"])
+        assert re.findall(r"image\.revision=(\S+)", done.stdout) == [revision] * 2, done.stderr
+        (sources / "pyproject.toml").write_text('version = "9"\n')
+
+
+def lock_for_cpus(sources: Path, version: str) -> None:
+    """What `make lock-cpu` writes."""
+    (sources / "requirements" / "cpu" / "torch.txt").write_text(f"torch=={version} \\\n    --hash=sha256:{'0' * 64}\n")
+
+
+def test_the_cpu_image_has_a_tag_of_its_own_and_the_operators_is_the_same(sources: Path) -> None:
+    version = metadata.version("torch").partition("+")[0]
+    lock_for_cpus(sources, f"{version}+cpu")
+    given = {"TORCH": "cpu", "TORCH_INDEX": "https://mirror.example.com/whl/cpu"}
+    done = make_images(sources, ["podman"], PUSH="1", **given)
+    assert done.returncode == 0, done.stderr
+    operator, _, trainer, push = done.stdout.splitlines()
+    assert "--tag registry.example.com/ml/finetune-operator:1 " in operator
+    assert "TORCH" not in operator
+    assert "--tag registry.example.com/ml/finetune-trainer:1-cpu " in trainer
+    assert "--build-arg TORCH=cpu --build-arg TORCH_INDEX=https://mirror.example.com/whl/cpu ." in trainer
+    assert push == "podman push registry.example.com/ml/finetune-trainer:1-cpu"
+
+
+@pytest.mark.parametrize("locked", ["", "2.1.0+cpu", "2.1.0"])
+def test_a_cpu_image_needs_a_lock_of_the_version_that_is_tested(sources: Path, locked: str) -> None:
+    if locked:
+        lock_for_cpus(sources, locked)
+    else:
+        (sources / "requirements" / "cpu" / "torch.txt").unlink(missing_ok=True)
+    done = make_images(sources, ["podman"], TORCH="cpu")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: requirements/cpu/torch.txt does not lock torch ")
+    assert done.stderr.endswith("make lock-cpu\n")
+
+
+def test_another_build_of_pytorch_is_refused(sources: Path) -> None:
+    done = make_images(sources, ["podman"], TORCH="rocm")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: TORCH=rocm is none of PyTorch's builds here; it is cuda or cpu\n"

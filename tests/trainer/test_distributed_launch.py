@@ -170,6 +170,18 @@ def test_too_few_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, nodes: int, h
     assert num_processes(ResourcesSpec(nodes=nodes, gpus_per_node=3), has_gpus) == 3
 
 
+@pytest.mark.parametrize(("is_built", "hint"), [(True, "nvidia-smi"), (False, "an image with PyTorch's CUDA build")])
+def test_gpus_that_are_not_found_are_laid_to_the_image_where_it_is_for_cpus(
+    monkeypatch: pytest.MonkeyPatch, is_built: bool, hint: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: is_built)
+    with pytest.raises(TrainerError) as refused:
+        num_processes(ResourcesSpec(gpus_per_node=1), has_gpus=True)
+    assert hint in refused.value.hint
+    assert refused.value.hint.endswith("or use 0 to train on CPUs")
+
+
 def test_places() -> None:
     one, two = ResourcesSpec(), ResourcesSpec(nodes=2)
     assert find_place(one, {}) == ALONE

@@ -61,9 +61,16 @@ def num_processes(resources: ResourcesSpec, has_gpus: bool = False) -> int:
         raise TrainerError(
             ExitCode.SPEC_INVALID,
             f"spec.resources.gpusPerNode is {asked}, but PyTorch finds {found} on this node",
-            "see that the image fits the node's driver (nvidia-smi there), or use 0 to train on CPUs",
+            f"{_why_not()}, or use 0 to train on CPUs",
         )
     return max(1, min(asked, found))
+
+
+def _why_not() -> str:
+    """What to do about GPUs that PyTorch does not find."""
+    if not torch.backends.cuda.is_built():
+        return f"use an image with PyTorch's CUDA build; in this one it is {torch.__version__}, for CPUs alone"
+    return "see that the image fits the node's driver (nvidia-smi there)"
 
 
 def launch(command: Sequence[str], node: Place, num_local: int, stop: StopFlag) -> End:
