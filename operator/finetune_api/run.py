@@ -60,10 +60,13 @@ class Run(Contract):
         return Path(self.volumes[claim], below.lstrip("/"))  # or pvc://claim//etc would be /etc
 
     def digest(self) -> str:
-        """SHA-256 over what decides the trained weights: a checkpoint is only used by the run it was made for."""
-        decisive = self.spec.to_json()
-        for field in _NOT_DECISIVE:
-            decisive.pop(field, None)
+        """SHA-256 over what decides the trained weights: a checkpoint is only used by the run it was made for.
+
+        Defaults are left out: a field that a later release adds makes no checkpoint another run's.
+        """
+        decisive = self.spec.model_dump(
+            mode="json", by_alias=True, exclude_none=True, exclude_defaults=True, exclude=_NOT_DECISIVE
+        )
         text = json.dumps(decisive, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -72,10 +75,10 @@ class Run(Contract):
         return f"{self.uid}/{self.digest()}"
 
 
-_NOT_DECISIVE = (
-    "checkpoint", "output", "resources", "pod", "queueName", "suspend", "backoffLimit",
-    "activeDeadlineSeconds", "ttlSecondsAfterFinished",
-)  # fmt: skip
+_NOT_DECISIVE = {
+    "checkpoint", "output", "resources", "pod", "queue_name", "suspend", "backoff_limit",
+    "active_deadline_seconds", "ttl_seconds_after_finished",
+}  # fmt: skip
 
 
 class Termination(Contract):

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from contract_cases import VALID_SPECS, changed, valid_job
 from finetune_api.exit_codes import ExitCode
 from finetune_api.manifest import parse_job
 from finetune_api.run import Run, Termination, UnresolvedUri
+from finetune_api.v1alpha1 import FineTuneJobSpec
+from finetune_api.v1alpha1.training import TrainingSpec
 from status_samples import full_status
 
 
@@ -133,6 +135,32 @@ def test_digest_does_not_depend_on_what_the_weights_do_not(path: tuple[str, ...]
 )
 def test_digest_depends_on_what_the_weights_do(path: tuple[str, ...], value: Any) -> None:
     assert make_run(changed(valid_job(), ("spec", *path), value)).digest() != make_run().digest()
+
+
+class LaterTraining(TrainingSpec):
+    """The contract of a later release."""
+
+    added: bool = False
+    """A field with a default."""
+
+
+class LaterSpec(FineTuneJobSpec):
+    """The contract of a later release."""
+
+    training: LaterTraining = Field(default_factory=LaterTraining)
+
+
+def test_a_field_that_a_later_release_adds_leaves_digests_as_they_are() -> None:
+    """Or a Job that is made anew after an upgrade would find none of its checkpoints."""
+    run = make_run()
+
+    def later(**training: Any) -> Run:
+        spec = LaterSpec.model_validate({**run.spec.to_json(), "training": {**run.spec.training.to_json(), **training}})
+        return run.model_copy(update={"spec": spec})
+
+    assert later().spec.to_json()["training"]["added"] is False
+    assert later().digest() == later(added=False).digest() == run.digest()
+    assert later(added=True).digest() != run.digest()
 
 
 def test_digests_of_different_jobs_differ() -> None:
