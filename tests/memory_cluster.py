@@ -17,6 +17,7 @@ from finetune_operator.cluster.client import (
     FINE_TUNE_JOBS,
     JOBS,
     PODS,
+    AlreadyThere,
     Conflict,
     Gone,
     KubernetesObject,
@@ -99,11 +100,11 @@ class MemoryCluster:
         return self._version
 
     def add(self, resource: Resource, body: Object) -> Object:
-        """Create an object; Conflict when the name is taken."""
+        """Create an object; AlreadyThere when the name is taken."""
         metadata = body["metadata"]
         key = (metadata["namespace"], metadata["name"])
         if key in self._objects.setdefault(resource, {}):
-            raise Conflict(f"{resource.plural} {metadata['name']} already exists")
+            raise AlreadyThere(f"{resource.plural} {metadata['name']} already exists")
         self._uids += 1
         created = _copy(body)
         created["metadata"] |= {

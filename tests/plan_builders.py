@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
@@ -109,8 +109,9 @@ class ChildBuilder:
         self.body["spec"] |= {"completions": number, "parallelism": number}
         return self
 
-    def started(self, moment: datetime) -> Self:
-        self.body["status"]["startTime"] = text_of(moment)
+    def started(self, moment: datetime, active: int = 0) -> Self:
+        """Since when it makes pods, and how many of them there are."""
+        self.body["status"] |= {"startTime": text_of(moment), "active": active}
         return self
 
     def complete(self, moment: datetime = NOW, type_: str = "Complete") -> Self:
@@ -161,6 +162,15 @@ class PodBuilder:
         self.body["metadata"]["creationTimestamp"] = text_of(moment)
         return self
 
+    def on(self, node: str) -> Self:
+        """The machine it was given."""
+        self.body["spec"] = {"nodeName": node}
+        return self
+
+    def stops_by(self, moment: datetime) -> Self:
+        """Deleted, and to be gone by then."""
+        return self.metadata(deletionTimestamp=text_of(moment))
+
     def unschedulable(self, message: str) -> Self:
         return self._condition("PodScheduled", "False", NOW, message)
 
@@ -185,6 +195,16 @@ class PodBuilder:
         self.body["status"] |= {"phase": "Failed", "reason": reason}
         return self._condition("DisruptionTarget", "True", NOW)
 
+    def held(self) -> Self:
+        """Its trainer has ended, and a mesh's container runs on."""
+        self.body["status"]["phase"] = "Running"
+        return self
+
+    def rejected(self, reason: str, message: str = "") -> Self:
+        """Refused by the kubelet, so that no container ever was."""
+        self.body["status"] |= {"phase": "Failed", "reason": reason, "message": message}
+        return self
+
     def evicted(self, message: str, exit_code: int = 137) -> Self:
         """Ended by the kubelet for what it did itself, which is no disruption."""
         self.failed(exit_code).body["status"] |= {"reason": "Evicted", "message": message}
@@ -192,7 +212,8 @@ class PodBuilder:
 
     def _ended(self, phase: str, exit_code: int, reason: str, word: str, since: datetime) -> Self:
         self.body["status"]["phase"] = phase
-        terminated = {"exitCode": exit_code, "reason": reason, "message": word, "startedAt": text_of(since)}
+        times = {"startedAt": text_of(since), "finishedAt": text_of(since)}
+        terminated = {"exitCode": exit_code, "reason": reason, "message": word, **times}
         return self._container({"terminated": terminated})
 
     def _container(self, state: KubernetesObject) -> Self:
@@ -274,10 +295,9 @@ def snapshot(
         store.put_pod(pod.obj())
     if progress is not None:
         store.put_progress(key, progress)
-    store.put_obstacle(key, obstacle)
     found = store.snapshot(key)
     assert found is not None
-    return found
+    return replace(found, obstacle=obstacle)
 
 
 def plan_of(

@@ -15,6 +15,8 @@ from pydantic_core import ErrorDetails
 from finetune_api.base import Contract, models_in
 from finetune_api.v1alpha1 import FineTuneJob
 
+UNKNOWN_FIELD = "unknown field"
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -48,7 +50,7 @@ def _problem(details: ErrorDetails) -> Problem:
     kind, value, context = details["type"], details["input"], details.get("ctx", {})
     match kind:
         case "extra_forbidden":
-            return Problem(field, "unknown field", _nearest_field(location))
+            return Problem(field, UNKNOWN_FIELD, _nearest_field(location))
         case "missing":
             return Problem(field, "required, but absent")
         case "rule":

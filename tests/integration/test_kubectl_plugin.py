@@ -170,6 +170,50 @@ def test_watch_of_a_job_that_fails_ends_with_its_code_and_describe_says_why(
 
 
 @pytest.mark.usefixtures("operator")
+@pytest.mark.parametrize(
+    ("plural", "rule", "pod", "words", "advice"),
+    [
+        ("resourcequotas", {"hard": {"requests.memory": "1Gi"}}, {}, "exceeded quota: rule", "describe quota -n "),
+        ("resourcequotas", {"hard": {"limits.cpu": "64"}}, {}, "must specify limits.cpu", "by a LimitRange"),
+        (
+            "limitranges",
+            {"limits": [{"type": "Container", "max": {"memory": "1Gi"}}]},
+            {},
+            "maximum memory usage per Container is 1Gi",
+            "describe limitrange -n ",
+        ),
+        (
+            "limitranges",
+            {"limits": []},
+            {"priorityClassName": "none"},
+            "no PriorityClass with name none",
+            "get priorityclasses",
+        ),
+    ],
+)
+def test_describe_has_the_words_of_pods_that_are_refused_and_what_to_do_by_who_refuses(
+    cluster: Cluster,
+    namespace: Namespace,
+    finetune: Plugin,
+    plural: str,
+    rule: Object,
+    pod: Object,
+    words: str,
+    advice: str,
+) -> None:
+    cluster.client.create(namespace.path(plural), {"metadata": {"name": "rule"}, "spec": rule})
+    if plural == "resourcequotas":
+        quota = namespace.path(plural, "rule")
+        eventually(lambda: "hard" in cluster.client.get(quota).get("status", {}), "the quota is counted")
+    namespace.apply(job(resources={"gpusPerNode": 0, "memory": "8Gi"}, pod=pod), "tuned")
+    refused = lambda: "Why   PodsRefused" in finetune("describe", "tuned").stdout  # noqa: E731
+    eventually(refused, "the refusal")
+    why = finetune("describe", "tuned").stdout.split("Task")[0]
+    assert words in why
+    assert advice in why
+
+
+@pytest.mark.usefixtures("operator")
 def test_watch_goes_on_when_its_connection_breaks(
     cluster: Cluster, namespace: Namespace, environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from functools import partial
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from operator_jobs import events_of, job, last_words
 from testbed.client import Object, eventually
 from testbed.cluster import Cluster, Namespace
+from testbed.kubelet import NODE
 from testbed.operator_process import OperatorProcess
 
 pytest_plugins = ["testbed.plugin"]
@@ -200,6 +203,70 @@ def test_child_that_the_api_server_refuses_is_told_with_its_words_and_made_when_
     cluster.client.delete(namespace.path("resourcequotas", "none"))
     namespace.bound_pod("over-quota")
     namespace.until("over-quota", "Reconciling", "PodsPending")
+
+
+@pytest.mark.security(24)
+def test_pods_that_the_api_server_refuses_are_told_of_and_made_when_they_may_be(
+    cluster: Cluster, namespace: Namespace
+) -> None:
+    namespace.apply(job(pod={"priorityClassName": "research-jobs"}), "classless")
+    refused = namespace.until("classless", "Reconciling", "PodsRefused", seconds=40)
+    assert refused["message"].startswith("0 of 1 pods could be made; ")
+    assert namespace.pods("classless") == []
+    [command] = re.findall("`kubectl (.+)`", refused["message"])
+    said = cluster.server.kubectl(*shlex.split(command))
+    assert "no PriorityClass with name research-jobs was found" in said.stdout
+    body = {"metadata": {"name": "research-jobs"}, "value": 1}
+    cluster.client.create("/apis/scheduling.k8s.io/v1/priorityclasses", body)
+    pod = eventually(lambda: namespace.pods("classless"), "its pod", seconds=70)[0]
+    namespace.until("classless", "Reconciling", "PodsPending")
+    cluster.kubelet.run(pod)
+    namespace.until("classless", "Running")
+
+
+def test_pod_on_a_lost_node_is_named_and_what_the_message_says_gets_it_replaced(
+    cluster: Cluster, namespace: Namespace
+) -> None:
+    namespace.apply(job(), "lost")
+    pod = namespace.bound_pod("lost")
+    cluster.kubelet.run(pod)
+    namespace.until("lost", "Running")
+    cluster.kubelet.lose(pod, grace_seconds=1)
+    assert namespace.until("lost", "Reconciling")["reason"] == "PodsPending"
+    stuck = namespace.until("lost", "Reconciling", "PodNotStopping", seconds=60)
+    assert stuck["message"].startswith(f"{pod['metadata']['name']} was told to stop, and its node {NODE} does not say")
+    [commands] = re.findall("`(.+)`", stuck["message"])
+    for command in commands.split(" && "):
+        done = cluster.server.kubectl(*shlex.split(command)[1:])
+        assert done.returncode == 0, done.stderr
+    second = namespace.bound_pod("lost")
+    assert second["metadata"]["uid"] != pod["metadata"]["uid"]
+    cluster.kubelet.run(second)
+    namespace.until("lost", "Running")
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "reason", "message", "told"),
+    [
+        (128, "StartError", "unsatisfied condition: cuda>=13.0, please update your driver", "ContainerNotStarted"),
+        (137, "ContainerStatusUnknown", "The container could not be located", "Preempted"),
+    ],
+)
+def test_what_happened_to_the_container_is_told_and_not_what_its_exit_code_would_mean(
+    cluster: Cluster, namespace: Namespace, exit_code: int, reason: str, message: str, told: str
+) -> None:
+    namespace.apply(job(backoffLimit=0), "ended")
+    fail(cluster, namespace, "ended", exit_code, reason=reason, message=message)
+    assert message in namespace.until("ended", "Failed", told)["message"]
+
+
+def test_pod_that_its_node_rejects_is_a_failed_try_in_the_kubelets_words(
+    cluster: Cluster, namespace: Namespace
+) -> None:
+    namespace.apply(job(backoffLimit=0), "rejected")
+    cluster.kubelet.reject(namespace.bound_pod("rejected"), "UnexpectedAdmissionError", "no healthy devices present")
+    failed = namespace.until("rejected", "Failed", "RejectedByNode")
+    assert f"rejected by the node {NODE} (UnexpectedAdmissionError: no healthy devices present)" in failed["message"]
 
 
 def test_failure_of_the_cluster_leaves_no_traceback(operator: OperatorProcess) -> None:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from finetune_api.support import UNSUPPORTED
-from operator_jobs import events_of, job, run_to_completion
-from testbed.client import eventually
+from operator_jobs import COMPLETE, events_of, job, run_to_completion
+from testbed.client import Object, eventually
 from testbed.cluster import Cluster, Namespace
 from testbed.operator_process import OperatorProcess
 
 pytest_plugins = ["testbed.plugin"]
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("operator")]
 
+CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/finetunejobs.finetune-operator.io"
 FILE = {"uri": "file:///data/train.jsonl"}
 RELATION = {"strategy": {"distillation": {"teacher": FILE, "relation": {}}}}
 NOT_YET: dict[str, dict[str, Any]] = {
@@ -25,7 +28,7 @@ NOT_YET: dict[str, dict[str, Any]] = {
 
 
 def test_every_field_that_this_release_does_not_support_is_tried() -> None:
-    assert set(NOT_YET) == {field for field, _, _ in UNSUPPORTED}
+    assert set(NOT_YET) == {each.field for each in UNSUPPORTED}
 
 
 def test_what_is_not_supported_yet_fails_with_the_field_named_and_is_never_retried(
@@ -34,7 +37,7 @@ def test_what_is_not_supported_yet_fails_with_the_field_named_and_is_never_retri
     names = {field: f"not-yet-{number}" for number, field in enumerate(NOT_YET)}
     for field, spec in NOT_YET.items():
         namespace.apply(job(), names[field], **spec)
-    hints = {field: hint for field, _, hint in UNSUPPORTED}
+    hints = {each.field: each.hint for each in UNSUPPORTED}
     for field, name in names.items():
         failed = namespace.until(name, "Failed", "SpecInvalid")
         assert f"spec.{field}: part of the contract, but not run by this release yet" in failed["message"]
@@ -69,32 +72,71 @@ def test_job_refused_for_its_spec_runs_once_the_spec_is_mended(cluster: Cluster,
 
 
 @pytest.mark.security(2)
-def test_spec_that_a_newer_crd_let_in_fails_with_the_field_named(
+def test_newer_crd_stops_no_job_that_runs_and_a_new_one_waits_with_the_field_named(
     cluster: Cluster, namespace: Namespace, operator: OperatorProcess
 ) -> None:
-    """The API server's schema may be newer than the operator: what it does not know is named, not passed over."""
-    path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/finetunejobs.finetune-operator.io"
-    crd = cluster.client.get(path)
-    properties = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
-    properties["telepathy"] = {"type": "boolean"}
-    cluster.client.send("PUT", path, crd)
+    """As in an upgrade, whose CRD comes first, and in a downgrade that leaves it there."""
+    namespace.apply(job(), "runs")
+    pod = namespace.bound_pod("runs")
+    cluster.kubelet.run(pod)
+    namespace.until("runs", "Running")
+    child = namespace.child("runs")["metadata"]["uid"]
+    with newer_crd(cluster):
+        # The API server changes over to the new schema bit by bit.
+        waiting = eventually(lambda: new_job_that_waits(namespace), "the unknown field is named", 40)
+        assert (
+            "spec.training.telepathy: not known to this version" in namespace.condition(waiting, "Running")["message"]
+        )
+        assert cluster.client.find(namespace.child_path(waiting)) is None
+        written = eventually(lambda: touched(cluster, namespace, "runs"), "the default is filled in", 40)
+        assert written["spec"]["training"]["telepathy"] is False
+        puzzled = lambda: "does not understand spec.training.telepathy" in running_message(namespace)  # noqa: E731
+        eventually(puzzled, "the running job says so", 20)
+        assert namespace.job("runs")["status"]["phase"] == "Running"
+        found = namespace.child("runs")["metadata"]
+        assert (found["uid"], "deletionTimestamp" in found) == (child, False)
+    eventually(lambda: touched(cluster, namespace, waiting) and namespace.pods(waiting), "it begins", 60)
+    cluster.kubelet.end(pod, 0, message=COMPLETE)
+    namespace.until("runs", "Complete")
+    assert "Traceback" not in operator.log()
+
+
+@contextmanager
+def newer_crd(cluster: Cluster) -> Iterator[None]:
+    """The CRD of a release that has one more field, with a default; then the one that was there."""
+
+    def training(crd: Object) -> Object:
+        spec = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+        found: Object = spec["properties"]["training"]["properties"]
+        return found
+
+    crd = cluster.client.get(CRD)
+    training(crd)["telepathy"] = {"type": "boolean", "default": False}
+    cluster.client.send("PUT", CRD, crd)
     try:
-        # The API server changes over to the new schema bit by bit: until its watches have, the field is pruned.
-        eventually(lambda: "spec.telepathy" in refusal_of_a_new_job(namespace), "the unknown field is named", 40)
-        assert "Traceback" not in operator.log()
+        yield
     finally:
-        current = cluster.client.get(path)
-        del current["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["telepathy"]
-        cluster.client.send("PUT", path, current)
+        crd = cluster.client.get(CRD)
+        del training(crd)["telepathy"]
+        cluster.client.send("PUT", CRD, crd)
 
 
-def refusal_of_a_new_job(namespace: Namespace) -> str:
-    """What the operator says of one more job with a field that it does not know; empty when it lets it pass."""
+def new_job_that_waits(namespace: Namespace) -> str:
+    """The name of one more job, if the operator waits for one that knows its fields."""
     name = f"newer-{time.monotonic_ns()}"
-    namespace.apply(job(), name, telepathy=True)
+    namespace.apply(job(), name)
     eventually(lambda: "status" in namespace.job(name), "a status")
-    failed = namespace.condition(name, "Failed")
-    return str(failed["message"]) if failed["reason"] == "SpecInvalid" else ""
+    return name if namespace.condition(name, "Reconciling")["reason"] == "FieldUnknown" else ""
+
+
+def touched(cluster: Cluster, namespace: Namespace, name: str) -> Object:
+    """A job after a write by somebody: it is stored as the CRD has it now."""
+    label = {"metadata": {"labels": {"touched": str(time.monotonic_ns())}}}
+    return cluster.client.patch(namespace.job_path(name), label)
+
+
+def running_message(namespace: Namespace) -> str:
+    return str(namespace.condition("runs", "Running")["message"])
 
 
 def test_output_that_would_go_with_the_pod_fails_with_the_field_named(cluster: Cluster, namespace: Namespace) -> None:

@@ -30,6 +30,7 @@ class PlayedKubelet:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._stop = threading.Event()
+        self._lost: set[str] = set()
 
     @contextmanager
     def running(self) -> Iterator[PlayedKubelet]:
@@ -67,6 +68,18 @@ class PlayedKubelet:
         disrupted = {"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet"}
         status = {"phase": "Failed", "reason": "Evicted", "conditions": [disrupted]}
         self._client.patch(f"{_path(pod)}/status", {"status": status}, STRATEGIC_PATCH)
+
+    def reject(self, pod: Object, reason: str, message: str) -> None:
+        """The node cannot take the pod after all, so that no container ever is."""
+        status = {"phase": "Failed", "reason": reason, "message": message}
+        self._client.patch(f"{_path(pod)}/status", {"status": status}, STRATEGIC_PATCH)
+
+    def lose(self, pod: Object, grace_seconds: int) -> None:
+        """The pod's machine is gone: the taint manager deletes the pod, and nobody says that it has stopped."""
+        self._lost.add(pod["metadata"]["uid"])
+        disrupted = {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"}
+        self._client.patch(f"{_path(pod)}/status", {"status": {"conditions": [disrupted]}}, STRATEGIC_PATCH)
+        self._client.delete(_path(pod), {"gracePeriodSeconds": grace_seconds})
 
     def evict_for_storage(self, pod: Object, message: str) -> None:
         """The pod has written more than it may. No disruption, so the Job controller counts it."""
@@ -108,7 +121,7 @@ class PlayedKubelet:
         while not self._stop.wait(_POLL_SECONDS):
             with suppress(OSError, HTTPException, RequestError):  # a test may start the API server anew
                 for pod in self._client.items(f"/api/v1/pods?fieldSelector=spec.nodeName={NODE}"):
-                    if "deletionTimestamp" in pod["metadata"]:
+                    if "deletionTimestamp" in pod["metadata"] and pod["metadata"]["uid"] not in self._lost:
                         self._end_deleted(pod)
 
     def _end_deleted(self, pod: Object) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.cluster.client import FINE_TUNE_JOBS, JOBS, PODS, Conflict, Gone, Resource
+from finetune_operator.cluster.client import FINE_TUNE_JOBS, JOBS, PODS, AlreadyThere, Conflict, Gone, Resource
 from memory_cluster import MemoryCluster, Object
 from virtual_time import START
 
@@ -31,7 +31,7 @@ def deleted(cluster: MemoryCluster, resource: Resource, preconditions: dict[str,
 
 def test_a_name_is_taken_once(cluster: MemoryCluster) -> None:
     cluster.add(JOBS, {"metadata": metadata("a")})
-    with pytest.raises(Conflict):
+    with pytest.raises(AlreadyThere):
         cluster.add(JOBS, {"metadata": metadata("a")})
     cluster.add(JOBS, {"metadata": {"name": "a", "namespace": "team-b"}})
 

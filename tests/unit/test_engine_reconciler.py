@@ -16,6 +16,7 @@ from finetune_operator.cluster.client import (
     FINE_TUNE_JOBS,
     JOBS,
     PODS,
+    SERVICES,
     ClusterError,
     Conflict,
     KubernetesObject,
@@ -29,7 +30,19 @@ from finetune_operator.engine.work_queue import WorkQueue
 from finetune_operator.plan.plan import Plan
 from finetune_operator.plan.snapshot import Snapshot
 from memory_cluster import MemoryCluster, Object
-from plan_builders import KEY, NOW, SETTINGS, PodBuilder, at, conditions_of, make_job, make_pod, make_progress, text_of
+from plan_builders import (
+    KEY,
+    NOW,
+    SETTINGS,
+    PodBuilder,
+    at,
+    conditions_of,
+    make_job,
+    make_pod,
+    make_progress,
+    message_of,
+    text_of,
+)
 
 
 @dataclass
@@ -40,6 +53,7 @@ class Bed:
     applied: list[tuple[Snapshot, Plan]] = field(default_factory=list)
     refusing: str = ""
     """A resource whose creation is refused."""
+    refusal: ClusterError = field(default_factory=lambda: Refused("forbidden: exceeded quota: gpus"))
 
     def __post_init__(self) -> None:
         self.cluster = MemoryCluster(lambda: at(self.seconds))
@@ -56,7 +70,7 @@ class Bed:
 
     async def create(self, resource: Resource, namespace: str, body: KubernetesObject) -> KubernetesObject:
         if resource.plural == self.refusing:
-            raise Refused(f"{self.refusing} is forbidden: exceeded quota: gpus")
+            raise self.refusal
         return await self.cluster.create(resource, namespace, body)
 
     def submit(self, **spec: Any) -> Object:
@@ -182,6 +196,80 @@ def test_what_the_api_server_refuses_stands_in_the_status_until_it_is_let_throug
     bed.refusing = ""
     bed.reconcile()
     assert conditions_of(bed.status)["Reconciling"] == ("True", "PodsPending")
+
+
+@pytest.mark.parametrize(
+    "words",
+    ['Internal error occurred: failed calling webhook "mjob.kb.io"', "too many requests", "the server timed out"],
+)
+def test_what_keeps_a_job_from_being_made_stands_in_the_status_though_it_may_pass(words: str) -> None:
+    bed = Bed(refusing="jobs", refusal=ClusterError(words))
+    bed.submit()
+    with pytest.raises(ClusterError, match=words):
+        bed.reconcile()
+    assert conditions_of(bed.status)["Reconciling"] == ("True", "ChildRefused")
+    assert words in message_of(bed.status, "Reconciling")
+    bed.refusing = ""
+    bed.reconcile()
+    assert conditions_of(bed.status)["Reconciling"] == ("True", "PodsPending")
+
+
+CREATED_CLAIM = {"uri": "pvc://models/router", "createClaim": {"size": "1Gi"}}
+
+
+def test_a_claim_whose_creation_crosses_another_under_one_quota_is_made_at_the_next_try() -> None:
+    """Kubernetes answers 409 then, as it does where the claim is there already (kubernetes#67761)."""
+    words = 'Operation cannot be fulfilled on resourcequotas "team": the object has been modified'
+    bed = Bed(refusing="persistentvolumeclaims", refusal=Conflict(words))
+    bed.submit(output=CREATED_CLAIM)
+    with pytest.raises(Conflict):
+        bed.reconcile()
+    assert bed.cluster.objects(JOBS) == []
+    bed.refusing = ""
+    bed.reconcile()
+    assert len(bed.cluster.objects(CLAIMS)) == len(bed.cluster.objects(JOBS)) == 1
+
+
+def test_a_job_that_may_not_be_suspended_is_not_called_suspended_until_it_is() -> None:
+    bed = Bed()
+    bed.submit()
+    bed.reconcile()
+    bed.add_pod(make_pod().running())
+    bed.reconcile()
+    bed.edit(FINE_TUNE_JOBS, spec={"suspend": True})
+    works = bed.merge_patch
+
+    async def refuses(resource: Resource, *arguments: Any) -> KubernetesObject:
+        if resource is JOBS:
+            raise Refused("a Job needs the label team")
+        return await works(resource, *arguments)
+
+    bed.merge_patch = refuses  # type: ignore[method-assign,assignment]
+    with pytest.raises(Refused):
+        bed.reconcile()
+    assert bed.status["phase"] == "Running"
+    assert "the API server refuses to suspend it: a Job needs the label team" in message_of(bed.status, "Running")
+    bed.merge_patch = works  # type: ignore[method-assign]
+    bed.reconcile(looking=False)
+    assert bed.status["phase"] == "Suspended"
+    assert bed.events == ["Running", "Suspended"]
+
+
+def test_a_service_and_a_claim_that_someone_deleted_are_made_again_for_pods_that_wait() -> None:
+    bed = Bed()
+    bed.submit(output=CREATED_CLAIM, resources={"nodes": 2})
+    bed.reconcile()
+    bed.add_pod(make_pod())
+    made = [bed.cluster.objects(resource)[0] for resource in (SERVICES, CLAIMS)]
+    for resource, body in zip((SERVICES, CLAIMS), made, strict=True):
+        bed.cluster.remove(resource, body)
+    bed.seconds = 60
+    bed.reconcile()
+    again = [bed.cluster.objects(resource)[0] for resource in (SERVICES, CLAIMS)]
+    assert [body["metadata"]["name"] for body in again] == [body["metadata"]["name"] for body in made]
+    before = bed.cluster.version
+    bed.reconcile()
+    assert bed.cluster.version == before
 
 
 def test_an_output_claim_that_is_there_already_is_used_as_it_is() -> None:

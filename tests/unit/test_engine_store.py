@@ -79,6 +79,16 @@ def test_an_older_state_never_replaces_a_newer_one() -> None:
     assert snapshot.pods[0].phase == "Running"
 
 
+def test_a_state_that_reads_otherwise_under_another_crd_is_news() -> None:
+    store = Store()
+    store.put_fine_tune_job(make_job().spec(fromTheFuture=1).obj())
+    assert not store.knows_fine_tune_job(make_job().obj())
+    assert store.put_fine_tune_job(make_job().obj()) == KEY
+    snapshot = store.snapshot(KEY)
+    assert snapshot is not None
+    assert "fromTheFuture" not in snapshot.job.spec
+
+
 def test_a_late_farewell_does_not_drop_a_successor_under_the_same_name() -> None:
     store = store_with_everything()
     assert not store.drop_fine_tune_job(KEY, "an earlier uid")
@@ -93,7 +103,6 @@ def test_a_late_farewell_does_not_drop_a_successor_under_the_same_name() -> None
 def test_what_is_gone_is_forgotten() -> None:
     store = store_with_everything()
     store.put_progress(KEY, make_progress(5))
-    store.put_obstacle(KEY, "no quota")
     store.drop_pod(KEY, "router-0-0", "pod-uid-0")
     store.drop_job(KEY, CHILD_UID)
     assert store.drop_fine_tune_job(KEY, JOB_UID)
@@ -102,17 +111,16 @@ def test_what_is_gone_is_forgotten() -> None:
     store.put_fine_tune_job(make_job().metadata(uid="another", resourceVersion="99").obj())
     snapshot = store.snapshot(KEY)
     assert snapshot is not None
-    assert (snapshot.obstacle, snapshot.progress) == ("", None)
+    assert snapshot.progress is None
 
 
 def test_a_successor_starts_without_what_was_said_of_its_predecessor() -> None:
     store = store_with_everything()
     store.put_progress(KEY, make_progress(5))
-    store.put_obstacle(KEY, "no quota")
     store.put_fine_tune_job(make_job().metadata(uid="another", resourceVersion="99").obj())
     snapshot = store.snapshot(KEY)
     assert snapshot is not None
-    assert (snapshot.obstacle, snapshot.progress) == ("", None)
+    assert snapshot.progress is None
 
 
 def test_the_answer_to_a_write_does_not_bring_back_what_was_dropped_meanwhile() -> None:
@@ -170,18 +178,6 @@ def test_progress_is_the_newest_report_until_the_job_has_ended() -> None:
     assert store.progress(KEY) is None
     assert not store.put_progress(KEY, make_progress(7))
     assert not store.put_progress(Key("team-a", "unknown"), make_progress(7))
-
-
-def test_an_obstacle_is_kept_until_it_is_gone() -> None:
-    store = store_with_everything()
-    store.put_obstacle(KEY, "no quota")
-    snapshot = store.snapshot(KEY)
-    assert snapshot is not None
-    assert snapshot.obstacle == "no quota"
-    store.put_obstacle(KEY, "")
-    snapshot = store.snapshot(KEY)
-    assert snapshot is not None
-    assert snapshot.obstacle == ""
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import re
 import textwrap
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from finetune_cli.kubectl.advice import ADVICE, advice
 from finetune_cli.kubectl.cluster import ClusterProblem
@@ -34,6 +36,8 @@ def test_a_full_status_is_read() -> None:
         (job(), "Pending", 1),
         (job(phase="Pending", reason="PodsPending"), "Pending", 1),
         (job(phase="Pending", reason="Unschedulable"), "Pending: Unschedulable", 1),
+        (job(phase="Running", reason="PodsRunning"), "Running", 1),
+        (job(phase="Running", reason="HeldBySidecar"), "Running: HeldBySidecar", 1),
         (job(phase="Complete", reason="Complete"), "Complete", 0),
         (job(phase="Failed", reason="OutOfMemory"), "Failed: OutOfMemory", 16),
         (job(phase="Failed", reason="Forgetting"), "Failed: Forgetting", 18),
@@ -57,9 +61,17 @@ def test_age(seconds: float, text: str) -> None:
 
 def test_there_is_advice_for_every_reason_that_the_operator_gives() -> None:
     page = OPERATOR_PAGE.read_text()
-    waiting = set(re.findall(r"^\| `(\w+)` \| (?:Pending|Queued|Suspended|Running|Complete|Failed) \|", page, re.M))
+    waiting = set(re.findall(r"^\| `(\w+)` \| (?:Pending|Queued|Suspended|Running|Complete|Failed)\b", page, re.M))
     assert len(waiting) >= 14
     assert waiting | REASONS <= ADVICE.keys()
+
+
+def test_every_reason_is_documented() -> None:
+    pages = (OPERATOR_PAGE, OPERATOR_PAGE.with_name("exit-codes.md"))
+    rows = [row for page in pages for row in page.read_text().splitlines() if row.startswith("| ")]
+    of_the_plugin = {"NotSeen"}
+    documented = set(re.findall(r"`(\w+)`", "\n".join(rows)))
+    assert (ADVICE.keys() | REASONS) - of_the_plugin - documented == set()
 
 
 def test_advice_has_the_job_in_its_commands() -> None:
@@ -185,3 +197,16 @@ def test_list_shows_those_that_run_first() -> None:
     ]
     assert lines[1][3:6] == ["25 %", "0.8750", "1:30"]
     assert "accuracy 1.0000" in lines[3]
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_no_name_in_a_list_is_cut(is_terminal: bool) -> None:
+    name, namespace = "ticket-router-distilbert-multilingual-v3-" + "seed" * 20, "customer-support-" + "x" * 40
+    body = job(name, phase="Pending", reason="ImagePullFailed", progress=progress(5))
+    body["metadata"]["namespace"] = namespace
+    out = Console(file=io.StringIO(), width=80, force_terminal=is_terminal, color_system=None)
+    assert list_jobs(Recorded(body), None, out) == 0
+    heading, row = said(out).splitlines()
+    assert row.split()[:4] == [namespace, name, "Pending:", "ImagePullFailed"]
+    assert len(heading) == len(row)
+    assert "…" not in heading + row

@@ -68,6 +68,15 @@ def test_a_secret_that_is_absent_points_to_the_field() -> None:
     assert message == 'router-0-0: secret "hub" not found; check the secrets named in spec.pod.envFromSecrets'
 
 
+DRIVER = "nvidia-container-cli: requirement error: unsatisfied condition: cuda>=13.0, please update your driver"
+
+
+@pytest.mark.parametrize("reason", ["CreateContainerError", "RunContainerError"])
+def test_a_container_that_cannot_be_started_has_the_runtimes_words_and_no_hint_of_secrets(reason: str) -> None:
+    found = pending(make_pod().on("node-7").waiting(reason, DRIVER))
+    assert found == ("ContainerNotStarted", f"router-0-0: the node node-7 cannot start the container: {DRIVER}")
+
+
 def test_what_the_user_can_mend_counts_more_than_waiting_for_a_node() -> None:
     assert pending(make_pod(0).unschedulable(SCHEDULER), make_pod(1).waiting("ErrImagePull"))[0] == "ImagePullFailed"
 
@@ -122,7 +131,67 @@ def test_an_exit_code_that_nobody_knows_points_to_the_log() -> None:
     assert (reason, message) == ("TrainerFailed", "router-0-0 ended with exit code 77; its log says more")
 
 
-@pytest.mark.parametrize("reason", ["Evicted", "Preempting", "NodeShutdown", "Terminated"])
+@pytest.mark.parametrize(("reason", "exit_code"), [("StartError", 128), ("ContainerCannotRun", 127)])
+def test_a_container_that_could_not_be_started_has_the_runtimes_words_and_not_a_log_that_there_is_not(
+    reason: str, exit_code: int
+) -> None:
+    found = failed(make_pod().on("node-7").failed(exit_code, reason, DRIVER))
+    assert found == ("ContainerNotStarted", f"router-0-0: the node node-7 cannot start the container: {DRIVER}")
+
+
+def test_of_a_long_chain_of_errors_the_cause_at_its_end_is_told_on_one_line() -> None:
+    chain = "failed to create containerd task: OCI runtime create failed:\n" * 40
+    reason, message = failed(make_pod().failed(128, "StartError", f"{chain}{DRIVER}\n"))
+    assert reason == "ContainerNotStarted"
+    assert message.endswith(DRIVER)
+    assert len(message.splitlines()) == 1
+    assert len(message) < 600
+
+
+NO_DEVICE = "Allocate failed due to no healthy devices present; cannot allocate unhealthy devices nvidia.com/gpu"
+
+
+@pytest.mark.parametrize("reason", ["UnexpectedAdmissionError", "OutOfmemory", "OutOfcpu", "NodeAffinity", "NewWord"])
+def test_a_pod_that_its_node_rejected_has_the_kubelets_words(reason: str) -> None:
+    pod = make_pod().on("node-7").rejected(reason, f"Pod was rejected: {NO_DEVICE}")
+    told = f"router-0-0 was rejected by the node node-7 ({reason}: Pod was rejected: {NO_DEVICE})"
+    assert failed(pod) == ("RejectedByNode", told)
+    assert pending(pod) == ("RejectedByNode", f"{told}; waiting for the next try")
+
+
+def test_a_node_that_is_short_of_something_rejects_a_pod_and_that_is_not_for_what_it_wrote() -> None:
+    reason, message = failed(make_pod().rejected("Evicted", "The node had condition: [DiskPressure]. "))
+    assert reason == "Preempted"
+    assert message == "router-0-0 was removed from its node (Evicted: The node had condition: [DiskPressure])"
+
+
+def test_a_deadline_of_the_pod_itself_is_not_taken_for_the_jobs() -> None:
+    stopped = make_pod().failed(143, word=make_word(ExitCode.STOPPED, "saved step 5"))
+    pod = stopped.rejected("DeadlineExceeded", "Pod was active on the node longer than the specified deadline")
+    reason, message = failed(pod)
+    assert reason == "DeadlineExceeded"
+    assert "longer than the specified deadline; that is no deadline of the job" in message
+
+
+LOST = "The container could not be located when the pod was terminated"
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "reason", "words"), [(137, "ContainerStatusUnknown", LOST), (255, "Unknown", "")]
+)
+def test_a_container_that_was_lost_with_its_machine_did_not_run_out_of_memory(
+    exit_code: int, reason: str, words: str
+) -> None:
+    found = failed(make_pod().failed(exit_code, reason, words))
+    told = f"{reason}: {words}" if words else reason
+    assert found == ("Preempted", f"router-0-0 was removed from its node ({told})")
+
+
+def test_an_exit_code_255_of_a_program_is_its_own() -> None:
+    assert failed(make_pod().failed(255))[0] == "TrainerFailed"
+
+
+@pytest.mark.parametrize("reason", ["Evicted", "Preempting", "NodeShutdown", "Terminated", "Shutdown", "NodeLost"])
 def test_a_pod_that_was_removed_was_preempted(reason: str) -> None:
     assert failed(make_pod().disrupted(reason)) == ("Preempted", f"router-0-0 was removed from its node ({reason})")
 

@@ -74,6 +74,34 @@ def test_a_job_that_someone_deleted_is_made_again() -> None:
     assert kinds(plan) == ["Job"]
 
 
+WIDE = {"resources": {"nodes": 2}, "output": {"uri": "pvc://models/x", "createClaim": {"size": "1Gi"}}}
+
+
+def test_what_pods_need_is_made_again_where_they_wait_for_long() -> None:
+    """Somebody may have deleted it, and nothing watches it."""
+    job = make_job().spec(**WIDE)
+    child = make_child(job)
+    first = make_pod().running(), make_pod(1).node(1)
+    needed = plan_of(job).create[:2]
+    assert [body["kind"] for body in needed] == ["PersistentVolumeClaim", "Service"]
+    assert plan_of(job, child, *first, now=at(59)).restore == ()
+    assert plan_of(job, child, *first, now=at(60)).restore == needed
+    again = make_pod(2).created(at(99)), make_pod(3).node(1).created(at(99))
+    lost = make_pod().failed(44), make_pod(1).node(1).failed(44)
+    assert plan_of(job, child, *lost, *again, now=at(99)).restore == needed
+    assert plan_of(make_job(), make_child(), make_pod(), now=at(999)).restore == ()
+
+
+def test_what_pods_need_is_not_made_again_while_they_run_or_are_not_to() -> None:
+    job = make_job().spec(**WIDE)
+    child = make_child(job)
+    pods = make_pod().running(), make_pod(1).node(1).running()
+    assert plan_of(job, child, *pods, now=at(999)).restore == ()
+    ended = make_child(job).complete(at(900))
+    assert plan_of(job, ended, make_pod().succeeded(), now=at(999)).restore == ()
+    assert plan_of(job.suspended(), child.suspended(), make_pod(), now=at(999)).restore == ()
+
+
 def test_while_a_pod_of_an_earlier_job_ends_there_is_no_new_one() -> None:
     plan = plan_of(make_job(), None, make_pod().of("an-earlier-job").running().metadata(**DELETED))
     assert not touches_children(plan)
@@ -154,6 +182,35 @@ def test_while_pods_stop_the_job_says_so() -> None:
     stopped = plan_of(make_job().suspended(), make_child().suspended())
     assert message_of(stopping.status, "Suspended") == "pods are saving a checkpoint and stopping"
     assert message_of(stopped.status, "Suspended") == "spec.suspend is true"
+
+
+DENIED = 'jobs.batch "router" is forbidden: a Job needs the label team'
+
+
+def test_a_job_that_may_not_be_suspended_goes_on_running_and_says_why() -> None:
+    running = plan_of(make_job(), make_child(), make_pod().running()).status
+    job = make_job().suspended().status(running)
+    plan = plan_of(job, make_child(), make_pod().running(), obstacle=DENIED)
+    assert plan.change_child == {"suspend": True}
+    assert plan.status is not None
+    assert plan.status["phase"] == "Running"
+    assert message_of(plan.status, "Running") == f"1 of 1 pods run; the API server refuses to suspend it: {DENIED}"
+    assert plan.events == ()
+    held = plan_of(job.status(plan.status), make_child().suspended(), make_pod().running())
+    assert conditions_of(held.status)["Suspended"] == ("True", "SuspendedByUser")
+
+
+def test_a_job_of_a_queue_that_may_not_be_deleted_is_not_suspended_either() -> None:
+    job = make_job().queue()
+    plan = plan_of(job.suspended(), make_child(job).queued(admitted=True), make_pod().running(), obstacle=DENIED)
+    assert plan.status is not None
+    assert plan.status["phase"] == "Running"
+
+
+def test_a_change_that_the_api_server_refuses_is_told_to_the_user() -> None:
+    plan = plan_of(make_job().spec(backoffLimit=9), make_child(), make_pod().running(), obstacle=DENIED)
+    said = f"1 of 1 pods run; the API server refuses what else the job needs: {DENIED}"
+    assert message_of(plan.status, "Running") == said
 
 
 def test_without_a_claim_to_keep_checkpoints_on_the_job_says_what_suspending_costs() -> None:
@@ -281,7 +338,6 @@ def test_a_spec_that_only_code_can_judge_fails_with_the_field_and_is_not_tried_a
         {"task": "Poetry"},
         {"model": "a string"},
         {"strategy": {}},
-        {"fromTheFuture": 1},
         {"training": {"learningRate": "nan"}},
         {"data": None},
         {"resources": {"nodes": 0}},
@@ -309,16 +365,6 @@ def test_a_job_that_failed_for_another_cause_may_not_though_its_spec_changes() -
     failed = plan_of(make_job(), make_child().fails(NOW), make_pod().failed(11))
     plan = plan_of(make_job().metadata(generation=2).status(failed.status))
     assert not touches_children(plan)
-
-
-def test_what_runs_by_a_spec_that_is_no_longer_understood_is_stopped() -> None:
-    plan = plan_of(make_job().spec(fromTheFuture=1), make_child(), make_pod().running())
-    assert plan.delete_child == CHILD_UID
-    assert reason(plan, "Failed") == "SpecInvalid"
-
-
-def test_a_job_of_another_owner_is_not_stopped_for_a_spec_of_ours() -> None:
-    assert plan_of(make_job().spec(fromTheFuture=1), make_child().owned_by("another")).delete_child is None
 
 
 def test_what_runs_already_is_not_refused_by_a_release_that_supports_less() -> None:
@@ -379,6 +425,13 @@ def test_a_job_that_exceeds_its_storage_at_every_try_ends_though_its_trainers_st
     assert conditions_of(plan.status)["Failed"] == ("True", "StorageFull")
     assert "spec.resources.ephemeralStorage" in message_of(plan.status, "Failed")
     assert plan.delete_child == CHILD_UID
+
+
+def test_a_job_has_not_failed_while_its_job_may_not_be_deleted() -> None:
+    tries = [make_pod(number).evicted(WROTE_TOO_MUCH, ExitCode.STOPPED) for number in range(3)]
+    plan = plan_of(make_job().spec(backoffLimit=2), make_child(), *tries, obstacle=DENIED)
+    assert conditions_of(plan.status)["Failed"][0] == "False"
+    assert DENIED in message_of(plan.status, "Reconciling")
 
 
 def test_a_last_try_that_was_killed_for_its_storage_is_left_to_the_job_to_count() -> None:

@@ -19,9 +19,27 @@ ADVICE: dict[str, str] = {
         "Create the secret that spec.pod.envFromSecrets names, with that key, in this namespace; the job then "
         "starts by itself."
     ),
+    "ContainerNotStarted": (
+        "The node's container runtime refuses the trainer: most often its GPU driver is too old for the image "
+        "(unsatisfied condition: cuda), or the GPU runtime is not set up. The administrator has to mend the node; "
+        "spec.pod.nodeSelector leads to others. If it has failed, then create the job anew."
+    ),
+    "PodsRefused": (
+        "kubectl describe job NAME -n NAMESPACE has the API server's words: raise the quota, ask for less, or change "
+        "what is refused; the pods then come by themselves, after some minutes at most."
+    ),
+    "PodNotStopping": (
+        "If the node comes back, the job goes on by itself. If it is off for good, the commands in the message free "
+        "the pod; do not run them while its trainer may still be at work. Deleting the Node does the same for all pods "
+        "on it."
+    ),
     "ChildRefused": (
-        "The API server refuses what the job needs: raise the quota, ask for less, or change what the admission "
-        "policy refuses; the operator tries again by itself."
+        "The API server refuses what the job needs: raise the quota, ask for less, change what the admission policy "
+        "refuses, or mend the webhook that does not answer; the operator tries again by itself."
+    ),
+    "FieldUnknown": (
+        "The CRD is newer than the operator. The administrator has to upgrade the operator, or apply the CRD of its "
+        "version; the job then starts by itself."
     ),
     "ChildNameTaken": (
         "A Job of that name belongs to somebody else. Delete it if it is not needed, or create this FineTuneJob "
@@ -35,6 +53,10 @@ ADVICE: dict[str, str] = {
     "NotSeen": "kubectl get pods -A -l app.kubernetes.io/name=finetune-operator shows whether the operator runs.",
     # It runs or is done.
     "PodsRunning": "It trains; kubectl finetune watch NAME -n NAMESPACE shows how far it is.",
+    "HeldBySidecar": (
+        "Training has ended, and another container keeps the pod. Have the mesh add native sidecars, or leave the "
+        "job's pods out of it (docs/installing.md, Service meshes). The job ends when that container does."
+    ),
     "Complete": "kubectl finetune result NAME -n NAMESPACE shows what tuning did and how to load the model.",
     # It failed, and would again.
     "SpecInvalid": (
@@ -95,11 +117,17 @@ ADVICE: dict[str, str] = {
     "InternalError": "A defect of the trainer or of the machine: the log has the traceback; please report it.",
     "TrainerFailed": "The container ended with a code that is not the trainer's: its log says more.",
     "Preempted": (
-        "Its pods were removed from their nodes too often. Use a higher spec.pod.priorityClassName or nodes "
-        "that stay, raise spec.backoffLimit, and create it anew."
+        "Its pods were removed from their nodes, or lost with them, too often. Use a higher "
+        "spec.pod.priorityClassName or nodes that stay, raise spec.backoffLimit, and create it anew."
+    ),
+    "RejectedByNode": (
+        "The node did not take the pods that the scheduler gave it: most often its device plug-in starts anew or a GPU "
+        "is broken, or something else took the place. Check the node, then create the job anew; with a higher "
+        "spec.backoffLimit it outlasts such a time."
     ),
     "DeadlineExceeded": (
-        "It ran longer than spec.activeDeadlineSeconds. Raise that, or train less; then create it anew."
+        "It ran longer than spec.activeDeadlineSeconds, or than the cluster lets a pod run, as the message says. Raise "
+        "that, or train less; then create it anew."
     ),
     "BackoffLimitExceeded": "It failed more often than spec.backoffLimit; the attempts and their logs say why.",
     "PodFailurePolicy": "The trainer ended with a code that is not retried; the attempts and their logs say which.",
@@ -109,4 +137,9 @@ ADVICE: dict[str, str] = {
 
 def advice(reason: str, namespace: str, name: str) -> str:
     """What to do, with the job's own name in the commands; empty for a reason that is not known here."""
-    return ADVICE.get(reason, "").replace("NAMESPACE", namespace).replace("NAME", name)
+    return fill(ADVICE.get(reason, ""), namespace, name)
+
+
+def fill(text: str, namespace: str, name: str) -> str:
+    """Advice with the job's own name in its commands."""
+    return text.replace("NAMESPACE", namespace).replace("NAME", name)

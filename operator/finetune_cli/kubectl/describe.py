@@ -13,12 +13,16 @@ from finetune_cli.display import duration, number
 from finetune_cli.kubectl.advice import advice
 from finetune_cli.kubectl.cluster import Cluster, Object, event_time
 from finetune_cli.kubectl.facts import Facts, age, utc_now
+from finetune_cli.kubectl.refusals import advice_on_refusal, words_of_refusal
 from finetune_cli.text import add_row, say
-from finetune_operator.plan.diagnosis import was_removed
+from finetune_operator.plan.diagnosis import was_removed, why_pod_failed, why_removed
+from finetune_operator.plan.late import PODS_REFUSED
 from finetune_operator.plan.snapshot import ObservedPod, observe_pod
 
 _EVENTS = 10
 _KILLED = 137
+_BY_THE_NODE = ("ContainerNotStarted", "RejectedByNode")
+"""Ends of pods in which no trainer ever was."""
 
 
 def describe(cluster: Cluster, namespace: str, name: str, console: Console) -> int:
@@ -27,7 +31,7 @@ def describe(cluster: Cluster, namespace: str, name: str, console: Console) -> i
     pods = [observe_pod(pod) for pod in cluster.pods(namespace, name)]
     events = cluster.events(namespace, [name, *(pod.name for pod in pods)])
     say(console, f"{namespace}/{name}: {facts.state}\n")
-    _print_why(facts, console)
+    _print_why(facts, words_of_refusal(facts, events), console)
     _print_facts(facts, console)
     if pods:
         console.print(_attempts(pods))
@@ -37,10 +41,11 @@ def describe(cluster: Cluster, namespace: str, name: str, console: Console) -> i
     return 0
 
 
-def _print_why(facts: Facts, console: Console) -> None:
-    reason, message = facts.cause
+def _print_why(facts: Facts, refusal: str, console: Console) -> None:
+    reason, message = (PODS_REFUSED, refusal) if refusal else facts.cause
     say(console, f"Why   {reason}{f': {message}' if message else ''}")
-    if todo := advice(reason, facts.namespace, facts.name):
+    job = (facts.namespace, facts.name)
+    if todo := advice_on_refusal(refusal, *job) or advice(reason, *job):
         say(console, f"Do    {todo}")
     if facts.phase == Phase.FAILED:
         say(console, f"Log   kubectl finetune logs {facts.name} -n {facts.namespace}")
@@ -100,7 +105,9 @@ def _ending(pod: ObservedPod) -> str:
     if pod.terminated_reason == "OOMKilled":
         return "killed by the kernel: over its memory limit"
     if was_removed(pod):
-        return f"removed from its node ({pod.pod_reason or 'disruption'})"
+        return f"removed from its node ({why_removed(pod)})"
+    if pod.phase == "Failed" and (cause := why_pod_failed(pod)) and cause.reason in _BY_THE_NODE:
+        return cause.message.removeprefix(f"{pod.name}: ").removeprefix(f"{pod.name} ")
     if pod.exit_code is None:
         return pod.waiting_message or pod.waiting_reason or (pod.scheduling_message if pod.scheduled is False else "")
     if pod.exit_code in set(ExitCode):

@@ -11,6 +11,7 @@ from typing import Any
 from finetune_api.exit_codes import ExitCode
 from finetune_api.v1alpha1.job import METRICS_OF_TASK, Task
 from finetune_api.v1alpha1.status import ChosenStrategy, ConditionStatus, FineTuneJobStatus, Phase
+from finetune_operator.plan.late import HELD_BY_SIDECAR
 from finetune_operator.plan.stored import read_status
 
 _CODES = {code.reason: code for code in ExitCode}
@@ -90,7 +91,8 @@ class Facts:
     def state(self) -> str:
         """The phase, with the cause where it is not plain."""
         reason, _ = self.cause
-        plain = self.phase in (Phase.RUNNING, Phase.COMPLETE) or reason in (_NOT_SEEN, "PodsPending")
+        goes_well = self.phase in (Phase.RUNNING, Phase.COMPLETE) and reason != HELD_BY_SIDECAR
+        plain = goes_well or reason in (_NOT_SEEN, "PodsPending")
         return self.phase.value if plain else f"{self.phase.value}: {reason}"
 
     @property

@@ -44,8 +44,12 @@ class ClusterError(Exception):
     """A request failed; it may pass when repeated."""
 
 
+class AlreadyThere(ClusterError):
+    """An object of that name is there already."""
+
+
 class Conflict(ClusterError):
-    """The object is there already, or has changed."""
+    """The object has changed, or something that the API server had to change with it, such as a quota's count."""
 
 
 class Gone(ClusterError):
@@ -65,7 +69,7 @@ class Cluster(Protocol):
         """Every object of a kind in a namespace, or in all that are watched, in pages."""
 
     async def create(self, resource: Resource, namespace: str, body: KubernetesObject) -> KubernetesObject:
-        """Create an object; Conflict when the name is taken."""
+        """Create an object; AlreadyThere when the name is taken."""
 
     async def get(self, resource: Resource, namespace: str, name: str) -> KubernetesObject:
         """Read one object."""

@@ -10,11 +10,20 @@ import aiohttp
 from kubernetes.aio.client import ApiClient
 from kubernetes.aio.client.exceptions import ApiException
 
-from finetune_operator.cluster.client import ClusterError, Conflict, Gone, KubernetesObject, Refused, Resource
+from finetune_operator.cluster.client import (
+    AlreadyThere,
+    ClusterError,
+    Conflict,
+    Gone,
+    KubernetesObject,
+    Refused,
+    Resource,
+)
 
 PAGE_SIZE = 100
 _REQUEST_SECONDS = 30
 _MERGE_PATCH = "application/merge-patch+json"
+_ALREADY_EXISTS = "AlreadyExists"
 _ERROR_OF_STATUS: dict[int, type[ClusterError]] = {
     400: Refused, 401: ClusterError, 403: Refused, 404: Gone, 409: Conflict, 410: Gone, 422: Refused,
 }  # fmt: skip
@@ -110,24 +119,24 @@ class KubernetesCluster:
             data: bytes = await response.read()
         except ApiException as error:
             self._count(method, str(error.status))
-            raise _ERROR_OF_STATUS.get(error.status or 0, ClusterError)(_message(error)) from None
+            raise _error(error.status or 0, error.body or b"", str(error.reason)) from None
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             self._count(method, "<error>")
             raise ClusterError(f"{type(error).__name__}: {error}") from None
         self._count(method, str(response.status))
         if response.status >= 400:
-            raise _ERROR_OF_STATUS.get(response.status, ClusterError)(_status_message(data))
+            raise _error(response.status, data)
         answer: dict[str, Any] = json.loads(data)
         return answer
 
 
-def _message(error: ApiException) -> str:
-    return _status_message(error.body or b"") or str(error.reason)
-
-
-def _status_message(data: bytes | str) -> str:
-    """The message of a Status object."""
+def _error(status: int, data: bytes | str, otherwise: str = "") -> ClusterError:
+    """The error that an answer stands for, in the words of its Status object where it has one."""
     try:
-        return str(json.loads(data)["message"])
-    except (ValueError, KeyError, TypeError):
-        return str(data[:200])
+        told = json.loads(data)
+        message, reason = str(told["message"]), told.get("reason")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        message, reason = (data.decode(errors="replace") if isinstance(data, bytes) else data)[:200], None
+    # The code alone does not tell: it is 409 too where two requests count against one quota at the same time.
+    kind = AlreadyThere if reason == _ALREADY_EXISTS else _ERROR_OF_STATUS.get(status, ClusterError)
+    return kind(message or otherwise)

@@ -16,12 +16,12 @@ from finetune_operator.cluster.client import (
     JOBS,
     PODS,
     RESOURCE_OF_KIND,
+    AlreadyThere,
     Cluster,
     ClusterError,
     Conflict,
     Gone,
     KubernetesObject,
-    Refused,
 )
 from finetune_operator.engine.store import Key, Store
 from finetune_operator.plan.builders.event import build_event
@@ -67,15 +67,7 @@ class Reconciler:
             return None
         settings = self.settings()
         plan = make_plan(snapshot, settings, now)
-        try:
-            await self._apply_to_children(key, snapshot, plan)
-        except Refused as error:
-            # The user reads the job, not our log; then the queue backs off.
-            self.store.put_obstacle(key, str(error))
-            snapshot = replace(snapshot, obstacle=str(error))
-            await self._write_status(key, snapshot, make_plan(snapshot, settings, now))
-            raise
-        self.store.put_obstacle(key, "")
+        await self._bring_about(key, snapshot, plan, now)
         if plan.create and self.others_wait():
             return timedelta()  # the status comes after their Jobs: of a thousand at once, pods start much sooner
         if plan.create and (found := self.store.snapshot(key)) is not None and found.child is not None:
@@ -83,14 +75,28 @@ class Reconciler:
             found = await self._heard_out(key, found, now) or found
             plan = replace(make_plan(found, settings, now), create=())
             snapshot = found
-            await self._apply_to_children(key, snapshot, plan)
+            await self._bring_about(key, snapshot, plan, now)
         if plan.delete_self:
             await self._delete(key, snapshot)
         await self._write_status(key, snapshot, plan)
         return plan.requeue_after
 
+    async def _bring_about(self, key: Key, snapshot: Snapshot, plan: Plan, now: datetime) -> None:
+        """Do what is planned for the children. The user reads the job, not our log: what is in the way is told there.
+
+        Of what only crosses another change nothing is told: the next try has both.
+        """
+        try:
+            await self._apply_to_children(key, snapshot, plan)
+        except (Gone, Conflict):
+            raise
+        except ClusterError as error:
+            stopped = replace(snapshot, obstacle=str(error))
+            await self._write_status(key, stopped, make_plan(stopped, self.settings(), now))
+            raise
+
     async def _apply_to_children(self, key: Key, snapshot: Snapshot, plan: Plan) -> None:
-        for body in plan.create:
+        for body in (*plan.create, *plan.restore):
             await self._create(key, body)
         child = snapshot.child
         if child is None:
@@ -141,7 +147,7 @@ class Reconciler:
         """Create a child. One that is there already is noted and judged by its owner in the next plan."""
         try:
             answer = await self.cluster.create(RESOURCE_OF_KIND[body["kind"]], key.namespace, body)
-        except Conflict:
+        except AlreadyThere:
             if body["kind"] != "Job":
                 return
             answer = await self.cluster.get(JOBS, key.namespace, key.name)

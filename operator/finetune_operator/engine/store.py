@@ -67,7 +67,6 @@ class Store:
         self._children: dict[Key, ObservedJob] = {}
         self._pods: dict[Key, dict[str, tuple[int, ObservedPod]]] = {}
         self._progress: dict[Key, tuple[Progress, Figures]] = {}
-        self._obstacles: dict[Key, str] = {}
         self._past: Past[Key] = Past()
         self._deletions: list[set[str]] = []
 
@@ -97,9 +96,11 @@ class Store:
             self._deletions.remove(deleted)
 
     def knows_fine_tune_job(self, body: KubernetesObject) -> bool:
-        """Whether this state of a FineTuneJob, or a newer one, is known."""
+        """Whether this state of a FineTuneJob, or a newer one, is known. A new CRD can make one state read anew."""
         record = self._jobs.get(_key(body))
-        return record is not None and version_of(body) <= record.resource_version
+        if record is None or version_of(body) > record.resource_version:
+            return False
+        return version_of(body) < record.resource_version or record.spec == _packed(body.get("spec", {}))
 
     def knows_job(self, body: KubernetesObject) -> bool:
         """Whether this state of a Job, or a newer one, is known."""
@@ -120,7 +121,6 @@ class Store:
         known = self._jobs.get(key)
         is_another = known is not None and known.uid != record.uid
         if is_another:
-            self._obstacles.pop(key, None)
             self._past.forget(key)
         if is_another or record.phase in _ENDED:
             self._progress.pop(key, None)  # the last word is in the status
@@ -140,7 +140,6 @@ class Store:
             return False
         del self._jobs[key]
         self._progress.pop(key, None)
-        self._obstacles.pop(key, None)
         self._past.forget(key)
         return True
 
@@ -233,15 +232,7 @@ class Store:
             progress=self.progress(key),
             num_reporting=self.num_reporting(),
             restarts=restarts,
-            obstacle=self._obstacles.get(key, ""),
         )
-
-    def put_obstacle(self, key: Key, obstacle: str) -> None:
-        """Note why a child was refused; empty when it no longer is."""
-        if obstacle and key in self._jobs:
-            self._obstacles[key] = obstacle
-        else:
-            self._obstacles.pop(key, None)
 
     def samples(self) -> Iterator[JobSample]:
         """Every job as the metrics see it. The progress is the newest reported, else the one in status."""
@@ -284,8 +275,8 @@ def _record(body: KubernetesObject) -> _Record:
         generation=metadata.get("generation", 1),
         created=created,
         being_deleted="deletionTimestamp" in metadata,
-        spec=json.dumps(spec, separators=(",", ":")).encode(),
-        status=json.dumps(status, separators=(",", ":")).encode(),
+        spec=_packed(spec),
+        status=_packed(status),
         task=sys.intern(_text(spec, "task")),
         strategy=sys.intern(_text(status, "strategy")),
         model=_text(spec.get("model"), "uri"),
@@ -293,6 +284,10 @@ def _record(body: KubernetesObject) -> _Record:
         figures=_figures(status),
         times=Times(created, _time(status, "startTime"), _time(status, "completionTime")),
     )
+
+
+def _packed(value: KubernetesObject) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
 
 
 def _time(status: KubernetesObject, field: str) -> datetime | None:

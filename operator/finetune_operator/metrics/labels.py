@@ -13,10 +13,12 @@ REASONS = frozenset(
         *(code.reason for code in ExitCode),
         SPEC_INVALID,
         "BackoffLimitExceeded",
+        "ContainerNotStarted",
         "DeadlineExceeded",
         "JobFailed",
         "PodFailurePolicy",
         "Preempted",
+        "RejectedByNode",
         "TrainerFailed",
     }
 )

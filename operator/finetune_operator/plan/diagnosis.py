@@ -17,12 +17,19 @@ _KILLED = 137
 _IMAGE_REASONS = frozenset(
     {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
 )
-_CONFIG_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+_CONFIG_REASON = "CreateContainerConfigError"
+_UNSTARTED_REASONS = frozenset({"CreateContainerError", "RunContainerError", "StartError", "ContainerCannotRun"})
 _MORE_MEMORY = "raise spec.resources.memory or lower spec.training.microBatchSize and spec.evaluation.batchSize"
+_DEADLINE = "DeadlineExceeded"
 _EVICTED = "Evicted"
 _REMOVED_REASONS = frozenset(
     {_EVICTED, "Preempting", "Preempted", "NodeLost", "NodeShutdown", "Terminated", "Shutdown"}
 )
+_LOST_CONTAINER = "ContainerStatusUnknown"
+_LOST_BY_CONTAINERD = ("Unknown", 255)
+"""Its reason and exit code of a container that it did not see end, as when its machine starts anew."""
+_QUOTED = 500
+"""What is quoted of others' words at most, or what to do would be cut off after them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +44,8 @@ STARTING = Diagnosis(PODS_PENDING, "waiting for pods to run")
 """Nothing is wrong. One cause for creating, scheduling and starting: a healthy start costs one write of status."""
 
 
-def why_pending(pods: Sequence[ObservedPod]) -> Diagnosis:
-    """Why no pod runs yet. The pods are in the order of their creation."""
+def why_pending(pods: Sequence[ObservedPod], late: Diagnosis | None = None) -> Diagnosis:
+    """Why not every pod runs. The pods are in the order of their creation; what is late does not come by itself."""
     waiting = [pod for pod in pods if pod.phase == "Pending" and pod.is_living]
     for pod in waiting:
         if pod.waiting_reason in _IMAGE_REASONS:
@@ -47,9 +54,15 @@ def why_pending(pods: Sequence[ObservedPod]) -> Diagnosis:
                 "ImagePullFailed",
                 f"{pod.name}: the image {pod.image} cannot be pulled; check its name, and that the nodes may pull it",
             )
-        if pod.waiting_reason in _CONFIG_REASONS:
+        if pod.waiting_reason == _CONFIG_REASON:
             hint = "check the secrets named in spec.pod.envFromSecrets"
-            return Diagnosis("PodConfigInvalid", f"{pod.name}: {pod.waiting_message or pod.waiting_reason}; {hint}")
+            return Diagnosis(
+                "PodConfigInvalid", f"{pod.name}: {_quoted(pod.waiting_message) or _CONFIG_REASON}; {hint}"
+            )
+        if pod.waiting_reason in _UNSTARTED_REASONS:
+            return _unstarted(pod, pod.waiting_message or pod.waiting_reason)
+    if late:
+        return late
     for pod in waiting:
         if pod.scheduled is False:
             return Diagnosis("Unschedulable", f"{pod.name}: {pod.scheduling_message}")
@@ -60,8 +73,8 @@ def why_pending(pods: Sequence[ObservedPod]) -> Diagnosis:
 
 def why_failed(child: ObservedJob, pods: Sequence[ObservedPod]) -> Diagnosis:
     """Why the Job failed: what the trainer said last, else what Kubernetes says."""
-    if child.failed_reason == "DeadlineExceeded":
-        return Diagnosis("DeadlineExceeded", "the job ran longer than spec.activeDeadlineSeconds")
+    if child.failed_reason == _DEADLINE:
+        return Diagnosis(_DEADLINE, "the job ran longer than spec.activeDeadlineSeconds")
     told = Diagnosis(child.failed_reason or "JobFailed", child.failed_message or "the Job failed")
     return _why_pods_failed(pods) or told
 
@@ -75,7 +88,7 @@ def evicted_too_often(pods: Sequence[ObservedPod], limit: int) -> Diagnosis | No
     if not evicted or evicted[-1].exit_code != ExitCode.STOPPED:
         return None  # the Job has counted the last one
     each = Counter(pod.index for pod in evicted)
-    return _why_pod_failed(evicted[-1]) if max(each.values()) > limit else None
+    return why_pod_failed(evicted[-1]) if max(each.values()) > limit else None
 
 
 def failed_for_good(pod: ObservedPod) -> bool:
@@ -101,7 +114,7 @@ def _why_pods_failed(pods: Sequence[ObservedPod]) -> Diagnosis | None:
     """
     failed = [pod for pod in reversed(pods) if pod.phase == "Failed"]
     failed.sort(key=_distance_from_the_cause)
-    return next((cause for pod in failed if (cause := _why_pod_failed(pod))), None)
+    return next((cause for pod in failed if (cause := why_pod_failed(pod))), None)
 
 
 def _distance_from_the_cause(pod: ObservedPod) -> int:
@@ -114,25 +127,31 @@ def _distance_from_the_cause(pod: ObservedPod) -> int:
     return 0 if failed_for_good(pod) else 1
 
 
-def _why_pod_failed(pod: ObservedPod) -> Diagnosis | None:
+def why_pod_failed(pod: ObservedPod) -> Diagnosis | None:
+    """Why a pod's trainer ended; None where nobody says."""
     # The kernel's word comes first: a trainer that ran out of memory could not say so itself.
     if pod.terminated_reason == "OOMKilled":
         return Diagnosis(
             ExitCode.OUT_OF_MEMORY.reason,
             f"{pod.name} used more than its memory limit; {_MORE_MEMORY}",
         )
-    said = pod.pod_message.strip(" .")
+    said = _quoted(pod.pod_message)
     if exceeded_its_storage(pod):
         hint = "raise spec.resources.ephemeralStorage, or have the model and the output on claims"
         return Diagnosis(ExitCode.STORAGE_FULL.reason, f"{pod.name} was evicted ({said}); {hint}")
     if was_removed(pod):
-        why = ": ".join(words for words in (pod.pod_reason or "disruption", said) if words)
-        return Diagnosis("Preempted", f"{pod.name} was removed from its node ({why})")
+        why = [why_removed(pod), said or (_quoted(pod.termination_message) if _is_lost(pod) else "")]
+        return Diagnosis("Preempted", f"{pod.name} was removed from its node ({': '.join(filter(None, why))})")
+    if pod.terminated_reason in _UNSTARTED_REASONS:
+        return _unstarted(pod, _quoted(pod.termination_message) or pod.terminated_reason)
+    if pod.pod_reason == _DEADLINE:
+        hint = "that is no deadline of the job: something sets activeDeadlineSeconds of every pod here"
+        return Diagnosis(_DEADLINE, f"{pod.name}: {said or 'it ran for too long'}; {hint}")
     if (word := _termination(pod)) and word.exit_code != ExitCode.COMPLETE:
         # The code's own word, not the message's: a condition's reason has to be one word.
         return Diagnosis(word.exit_code.reason, f"{word.message}{f'; {word.hint}' if word.hint else ''}")
     if pod.exit_code is None:
-        return None
+        return _rejected(pod, said)
     if pod.exit_code == _KILLED:
         hint = f"most often memory ran out; {_MORE_MEMORY}"
         return Diagnosis(ExitCode.OUT_OF_MEMORY.reason, f"{pod.name} was killed (exit code {_KILLED}); {hint}")
@@ -142,14 +161,51 @@ def _why_pod_failed(pod: ObservedPod) -> Diagnosis | None:
     return Diagnosis("TrainerFailed", f"{pod.name} ended with exit code {pod.exit_code}; its log says more")
 
 
+def _rejected(pod: ObservedPod, said: str) -> Diagnosis | None:
+    """A pod that its node did not take: the scheduler had given it what was no longer there."""
+    if not pod.pod_reason:
+        return None
+    why = ": ".join(filter(None, (pod.pod_reason, said)))
+    return Diagnosis("RejectedByNode", f"{pod.name} was rejected by {_node(pod)} ({why})")
+
+
+def _unstarted(pod: ObservedPod, words: str) -> Diagnosis:
+    return Diagnosis("ContainerNotStarted", f"{pod.name}: {_node(pod)} cannot start the container: {_quoted(words)}")
+
+
+def _node(pod: ObservedPod) -> str:
+    return f"the node {pod.node}" if pod.node else "its node"
+
+
+def _quoted(words: str) -> str:
+    """On one line, and of long words the end: a chain of errors has its cause there."""
+    line = " ".join(words.split()).strip(" .")
+    return line if len(line) <= _QUOTED else f"... {line[-_QUOTED:]}"
+
+
 def was_removed(pod: ObservedPod) -> bool:
     """Whether a pod was evicted, preempted, or lost with its node."""
-    return pod.disrupted or (pod.pod_reason in _REMOVED_REASONS and not exceeded_its_storage(pod))
+    if exceeded_its_storage(pod):
+        return False
+    return pod.disrupted or pod.pod_reason in _REMOVED_REASONS or _is_lost(pod)
+
+
+def why_removed(pod: ObservedPod) -> str:
+    """The word for it of a pod that was removed."""
+    return pod.pod_reason or (pod.terminated_reason if _is_lost(pod) else "disruption")
+
+
+def _is_lost(pod: ObservedPod) -> bool:
+    """Whether nobody saw how its container ended: the exit code is made up then."""
+    return pod.terminated_reason == _LOST_CONTAINER or (pod.terminated_reason, pod.exit_code) == _LOST_BY_CONTAINERD
 
 
 def exceeded_its_storage(pod: ObservedPod) -> bool:
-    """Whether the kubelet evicted a pod for what it wrote itself: alone of its evictions that is no disruption."""
-    return pod.pod_reason == _EVICTED and not pod.disrupted
+    """Whether the kubelet evicted a pod for what it wrote itself: alone of its evictions that is no disruption.
+
+    Nor is one of a pod that the node did not let start, because it was short of something already.
+    """
+    return pod.pod_reason == _EVICTED and not pod.disrupted and pod.exit_code is not None
 
 
 def _termination(pod: ObservedPod) -> Termination | None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from pydantic import ValidationError
-
-from finetune_api.manifest import parse_spec
-from finetune_api.problems import Problem, problems_of
+from finetune_api.problems import Problem
 from finetune_api.support import unsupported
 from finetune_api.v1alpha1 import FineTuneJobSpec
 from finetune_api.v1alpha1.status import FineTuneJobStatus, Phase
@@ -18,10 +16,12 @@ from finetune_operator.plan.builders.job import build_job
 from finetune_operator.plan.builders.service import build_service
 from finetune_operator.plan.diagnosis import evicted_too_often
 from finetune_operator.plan.events import Event, events_between
+from finetune_operator.plan.given import GivenSpec, read_spec
+from finetune_operator.plan.late import until_late, why_late
 from finetune_operator.plan.run import make_run
 from finetune_operator.plan.settings import PodSettings
 from finetune_operator.plan.shape import shape_of
-from finetune_operator.plan.snapshot import ObservedJob, Snapshot
+from finetune_operator.plan.snapshot import ObservedFineTuneJob, ObservedJob, Snapshot
 from finetune_operator.plan.status import (
     Observation,
     has_ended,
@@ -33,8 +33,10 @@ from finetune_operator.plan.status import (
 from finetune_operator.plan.stored import read_status
 
 SPEC_INVALID = "SpecInvalid"
+FIELD_UNKNOWN = "FieldUnknown"
 NAME_TAKEN = "ChildNameTaken"
 RETRY_NAME_TAKEN = timedelta(minutes=1)
+LATE_START = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,9 @@ class Plan:
     """What is to be done, in this order: create, change, delete, then the status, and last the events."""
 
     create: tuple[dict[str, Any], ...] = ()
-    """Objects to be created; one that is there already is left as it is."""
+    """The Job, and before it what its pods need; one that is there already is left as it is."""
+    restore: tuple[dict[str, Any], ...] = ()
+    """What the pods of a Job that is there need, and may have lost."""
     change_child: dict[str, Any] = field(default_factory=dict)
     """Fields of the Job's spec that are to be changed."""
     delete_child: str | None = None
@@ -63,58 +67,111 @@ def make_plan(snapshot: Snapshot, settings: PodSettings, now: datetime) -> Plan:
     if job.being_deleted:
         return Plan()  # its children go by their owner reference
     earlier = read_status(job.status)
-    if has_ended(earlier) and not _may_try_again(snapshot, earlier):
+    given = read_spec(job.spec)
+    if has_ended(earlier) and not _may_try_again(snapshot, earlier, given):
         return _after_the_end(snapshot, earlier, now)
-    is_foreign = child is not None and child.owner_uid != job.uid
-    spec = _parse(snapshot, has_started=child is not None and not is_foreign)
-    if isinstance(spec, list):
-        seen = Observation(Phase.FAILED, SPEC_INVALID, "; ".join(map(str, spec)))
-        # What runs by a spec that is no longer understood is stopped: a job that Failed must not go on.
-        stop = child.uid if child and not is_foreign and not child.being_deleted else None
-        return _with_status(snapshot, earlier, seen, None, now, delete_child=stop)
-    if is_foreign:
-        message = f"a Job named {job.name} exists that is not this FineTuneJob's; delete it, or use another name"
-        seen = Observation(Phase.PENDING, NAME_TAKEN, message)
-        return _with_status(snapshot, earlier, seen, spec.strategy.name, now, requeue_after=RETRY_NAME_TAKEN)
-    if child is not None and not child.has_ended and (cause := evicted_too_often(snapshot.pods, spec.backoff_limit)):
-        seen = Observation(Phase.FAILED, cause.reason, cause.message)
+    strategy = given.spec.strategy.name if given.spec else None
+    if seen := _why_not_begun(snapshot, given):
+        retry = RETRY_NAME_TAKEN if seen.reason == NAME_TAKEN else None
+        return _with_status(snapshot, earlier, seen, strategy, now, requeue_after=retry)
+    strategy = strategy or earlier.strategy
+    if child is not None and (seen := _exceeds_its_storage(snapshot, child, given.spec)):
         stop = None if child.being_deleted else child.uid
-        return _with_status(snapshot, earlier, seen, spec.strategy.name, now, delete_child=stop)
-    seen = observe_phase(snapshot, spec, now)
-    waits = (wait_for_last_words(snapshot, now), held_back(snapshot, earlier.progress, now))
-    has_more = seen.phase not in (Phase.COMPLETE, Phase.FAILED)
-    requeue_after = min((wait for wait in waits if wait is not None), default=None) if has_more else None
-    actions = _actions(snapshot, spec, settings)
-    return _with_status(snapshot, earlier, seen, spec.strategy.name, now, requeue_after=requeue_after, **actions)
+        return _with_status(snapshot, earlier, seen, strategy, now, delete_child=stop)
+    seen = observe_phase(snapshot, why_late(snapshot, earlier, now), now)
+    actions = _actions(snapshot, given, settings)
+    if seen.phase in (Phase.COMPLETE, Phase.FAILED):
+        return _with_status(snapshot, earlier, seen, strategy, now, **actions)
+    if child is not None and (reservation := given.reservation()):
+        seen = replace(seen, message=f"{seen.message}; {reservation}")
+    if seen.phase == Phase.PENDING and _starts_late(snapshot, now):
+        actions["restore"] = _needs_of_pods(snapshot, given.spec)
+    waits = (
+        wait_for_last_words(snapshot, now),
+        held_back(snapshot, earlier.progress, now),
+        until_late(snapshot, earlier, now),
+    )
+    actions["requeue_after"] = min((wait for wait in waits if wait is not None), default=None)
+    return _with_status(snapshot, earlier, seen, strategy, now, **actions)
 
 
-def _actions(snapshot: Snapshot, spec: FineTuneJobSpec, settings: PodSettings) -> dict[str, Any]:
+def _why_not_begun(snapshot: Snapshot, given: GivenSpec) -> Observation | None:
+    """Why a job that has no Job gets none, where that is for its spec or its name."""
+    job = snapshot.job
+    if _has_begun(snapshot):
+        return None
+    if refusals := _refusals(given):
+        return Observation(Phase.FAILED, SPEC_INVALID, "; ".join(map(str, refusals)))
+    if snapshot.child is not None:
+        message = f"a Job named {job.name} exists that is not this FineTuneJob's; delete it, or use another name"
+        return Observation(Phase.PENDING, NAME_TAKEN, message)
+    if given.unknown and not job.is_to_stand_still:
+        return Observation(Phase.PENDING, FIELD_UNKNOWN, "; ".join(map(str, given.unknown)))
+    return None
+
+
+def _has_begun(snapshot: Snapshot) -> bool:
+    """Whether a Job of its own is there. What runs is stopped by its user, and never for how its spec reads here."""
+    return snapshot.child is not None and snapshot.child.owner_uid == snapshot.job.uid
+
+
+def _refusals(given: GivenSpec) -> Sequence[Problem]:
+    """Why a spec can never be run by this version. What a newer CRD let in waits for the operator that goes with it."""
+    if given.unknown:
+        return ()
+    if given.spec is None:
+        return given.invalid
+    return [*unsupported(given.spec), *_lost_with_the_pod(given.spec)]
+
+
+def _exceeds_its_storage(snapshot: Snapshot, child: ObservedJob, spec: FineTuneJobSpec | None) -> Observation | None:
+    """The end of a job whose Job would try for ever. It is none while that Job cannot be deleted."""
+    if child.has_ended or snapshot.obstacle:
+        return None
+    cause = evicted_too_often(snapshot.pods, spec.backoff_limit if spec else child.backoff_limit)
+    return Observation(Phase.FAILED, cause.reason, cause.message) if cause else None
+
+
+def _actions(snapshot: Snapshot, given: GivenSpec, settings: PodSettings) -> dict[str, Any]:
     """What is to be done about the children of a job that has not ended."""
-    job, child = snapshot.job, snapshot.child
+    job, child, spec = snapshot.job, snapshot.child, given.spec
     if child is None:
         # None is made for a suspended job: Kueue starts a Job that carries its label, and may put the label on itself.
         # And while a pod of an earlier Job still ends there is none either: two trainers must never share checkpoints.
-        if spec.suspend or snapshot.leftover:
+        if job.is_to_stand_still or snapshot.leftover or spec is None:
             return {}
         run = make_run(job.namespace, job.name, job.uid, spec)
-        children = (build_claim(run), build_service(run), build_job(run, settings))
-        return {"create": tuple(child for child in children if child is not None)}
+        return {"create": (*_needs_of_pods(snapshot, spec), build_job(run, settings))}
     if child.being_deleted or child.has_ended:
         return {}
-    if child.shape not in ("", shape_of(spec)) or (child.queue and spec.suspend):
+    is_changed = spec is not None and not given.unknown and child.shape not in ("", shape_of(spec))
+    if is_changed or (child.queue and job.is_to_stand_still):
         return {"delete_child": child.uid}
-    return {"change_child": _changes(child, spec)}
+    return {"change_child": _changes(job, child, spec)}
 
 
-def _changes(child: ObservedJob, spec: FineTuneJobSpec) -> dict[str, Any]:
+def _changes(job: ObservedFineTuneJob, child: ObservedJob, spec: FineTuneJobSpec | None) -> dict[str, Any]:
     """What of the Job's spec differs and can be changed in place."""
-    pairs: dict[str, tuple[Any, Any]] = {
-        "backoffLimit": (child.backoff_limit, spec.backoff_limit),
-        "activeDeadlineSeconds": (child.active_deadline_seconds, spec.active_deadline_seconds),
-    }
+    pairs: dict[str, tuple[Any, Any]] = {}
+    if spec is not None:
+        pairs["backoffLimit"] = (child.backoff_limit, spec.backoff_limit)
+        pairs["activeDeadlineSeconds"] = (child.active_deadline_seconds, spec.active_deadline_seconds)
     if not child.queue:  # else Kueue alone starts and stops it
-        pairs["suspend"] = (child.suspended, spec.suspend)
+        pairs["suspend"] = (child.suspended, job.is_to_stand_still)
     return {name: wanted for name, (found, wanted) in pairs.items() if found != wanted}
+
+
+def _needs_of_pods(snapshot: Snapshot, spec: FineTuneJobSpec | None) -> tuple[dict[str, Any], ...]:
+    """What the pods of a job mount and find each other by."""
+    if spec is None:
+        return ()
+    run = make_run(snapshot.job.namespace, snapshot.job.name, snapshot.job.uid, spec)
+    return tuple(body for body in (build_claim(run), build_service(run)) if body is not None)
+
+
+def _starts_late(snapshot: Snapshot, now: datetime) -> bool:
+    """Whether pods wait for so long that they may lack what was made for them."""
+    return bool(snapshot.pods) and now - snapshot.pods[0].created >= LATE_START
 
 
 def _after_the_end(snapshot: Snapshot, earlier: FineTuneJobStatus, now: datetime) -> Plan:
@@ -141,10 +198,12 @@ def _time_to_live(snapshot: Snapshot, status: FineTuneJobStatus, now: datetime) 
     return status.completion_time + timedelta(seconds=seconds) - now
 
 
-def _may_try_again(snapshot: Snapshot, earlier: FineTuneJobStatus) -> bool:
-    """A job refused for its spec was not at fault in what it did; when the spec is mended it may try."""
-    refused = any(c.type == "Failed" and c.reason == SPEC_INVALID for c in earlier.conditions)
-    return refused and earlier.observed_generation != snapshot.job.generation
+def _may_try_again(snapshot: Snapshot, earlier: FineTuneJobStatus, given: GivenSpec) -> bool:
+    """A job refused for its spec was not at fault in what it did: mended, or in a version that takes it, it may try."""
+    if not any(c.type == "Failed" and c.reason == SPEC_INVALID for c in earlier.conditions):
+        return False
+    is_mended = earlier.observed_generation != snapshot.job.generation
+    return is_mended or _has_begun(snapshot) or not _refusals(given)
 
 
 def _with_status(
@@ -161,15 +220,6 @@ def _with_status(
     if (remaining := _time_to_live(snapshot, status, now)) is not None:
         actions["requeue_after"] = max(remaining, timedelta())  # no event will tell of it
     return Plan(status=status.to_json(), events=events_between(earlier, status), **actions)
-
-
-def _parse(snapshot: Snapshot, has_started: bool) -> FineTuneJobSpec | list[Problem]:
-    """The spec, or why it is refused. What runs already is not refused by a release that supports less."""
-    try:
-        spec = parse_spec(snapshot.job.spec)
-    except ValidationError as error:
-        return problems_of(error)
-    return spec if has_started else [*unsupported(spec), *_lost_with_the_pod(spec)] or spec
 
 
 def _lost_with_the_pod(spec: FineTuneJobSpec) -> list[Problem]:

@@ -32,6 +32,18 @@ class ObservedFineTuneJob:
     status: Mapping[str, Any] = field(default_factory=dict)
     being_deleted: bool = False
 
+    @property
+    def is_to_stand_still(self) -> bool:
+        """Whether it is to be suspended; that can be told of a spec which is not understood, too."""
+        return self.spec.get("suspend") is True
+
+    @property
+    def output_uri(self) -> str:
+        """Where its output goes; empty where that is not understood."""
+        output = self.spec.get("output")
+        uri = output.get("uri") if isinstance(output, Mapping) else None
+        return uri if isinstance(uri, str) else ""
+
 
 @dataclass(frozen=True, slots=True)
 class ObservedJob:
@@ -50,6 +62,9 @@ class ObservedJob:
     active_deadline_seconds: int | None
     suspended: bool
     start_time: datetime | None
+    """Since when it makes pods; None while it is suspended."""
+    num_pods: int
+    """Pods that start or run, or have succeeded."""
     complete: bool
     """Whether it is Complete, or will be when the pods that its success leaves over have stopped."""
     failed_reason: str | None
@@ -94,12 +109,24 @@ class ObservedPod:
     pod_reason: str
     pod_message: str
     """What the kubelet says of that."""
-    being_deleted: bool
+    node: str
+    """The machine it is on; empty before it has one."""
+    stops_by: datetime | None
+    """When it is to be gone; None while nobody has deleted it."""
+    trained_until: datetime | None
+    """When the trainer's container ended."""
+    others_running: tuple[str, ...]
+    """Containers that run beside the trainer's, such as a mesh's."""
 
     @property
     def is_first(self) -> bool:
         """Whether it is the node that speaks for the job: it alone reports, and has the result."""
         return self.index == FIRST_INDEX
+
+    @property
+    def being_deleted(self) -> bool:
+        """Whether it was told to stop."""
+        return self.stops_by is not None
 
     @property
     def has_ended(self) -> bool:
@@ -129,7 +156,7 @@ class Snapshot:
     restarts: int = 0
     """How often pods were replaced, also those that are gone."""
     obstacle: str = ""
-    """Why the API server refused a child at the last try."""
+    """Why a child could not be made or changed just now."""
 
 
 def observe_job(body: KubernetesObject) -> ObservedJob:
@@ -150,6 +177,7 @@ def observe_job(body: KubernetesObject) -> ObservedJob:
         active_deadline_seconds=spec.get("activeDeadlineSeconds"),
         suspended=bool(spec.get("suspend")),
         start_time=_optional_time(status.get("startTime")),
+        num_pods=status.get("active", 0) + status.get("succeeded", 0),
         complete=success is not None,
         failed_reason=None if failure is None else failure.get("reason") or "JobFailed",
         failed_message=(failure or {}).get("message", ""),
@@ -162,7 +190,8 @@ def observe_pod(body: KubernetesObject) -> ObservedPod:
     """A pod from the API."""
     metadata, status = body["metadata"], body.get("status", {})
     conditions = {entry["type"]: entry for entry in status.get("conditions", ())}
-    status_of_trainer = _status_of_trainer(status.get("containerStatuses", ()))
+    statuses = status.get("containerStatuses", ())
+    status_of_trainer = _status_of_trainer(statuses)
     state = status_of_trainer.get("state", {})
     waiting, terminated = state.get("waiting", {}), state.get("terminated", {})
     started = (state.get("running") or terminated).get("startedAt")
@@ -188,7 +217,12 @@ def observe_pod(body: KubernetesObject) -> ObservedPod:
         disrupted=conditions.get("DisruptionTarget", {}).get("status") == "True",
         pod_reason=status.get("reason", ""),
         pod_message=status.get("message", ""),
-        being_deleted="deletionTimestamp" in metadata,
+        node=body.get("spec", {}).get("nodeName", ""),
+        stops_by=_optional_time(metadata.get("deletionTimestamp")),
+        trained_until=_optional_time(terminated.get("finishedAt")),
+        others_running=tuple(
+            each["name"] for each in statuses if each is not status_of_trainer and "running" in each.get("state", {})
+        ),
     )
 
 

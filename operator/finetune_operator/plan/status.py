@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from finetune_api.v1alpha1 import FineTuneJobSpec
 from finetune_api.v1alpha1.status import FineTuneJobStatus, Phase, Progress
 from finetune_operator.api.conditions import Verdict, is_true, merge
 from finetune_operator.plan.diagnosis import STARTING, Diagnosis, failed_for_good, last_word, why_failed, why_pending
@@ -35,13 +34,30 @@ class Observation:
     message: str
 
 
-def observe_phase(snapshot: Snapshot, spec: FineTuneJobSpec, now: datetime) -> Observation:
-    """Where a job that has not ended stands."""
+def observe_phase(snapshot: Snapshot, late: Diagnosis | None, now: datetime) -> Observation:
+    """Where a job that has not ended stands, with what should have happened to it by now."""
     child, pods = snapshot.child, snapshot.pods
     if child is not None and child.has_ended and wait_for_last_words(snapshot, now) is None:
         return _observe_end(child, pods)
-    if spec.suspend:
-        return Observation(Phase.SUSPENDED, "SuspendedByUser", _suspended(spec, pods))
+    if snapshot.job.is_to_stand_still and not _goes_on_all_the_same(snapshot):
+        message = late.message if late else _suspended(snapshot.job.output_uri, pods)
+        return Observation(Phase.SUSPENDED, "SuspendedByUser", message)
+    seen = _observe_life(snapshot, late)
+    if child is None or not snapshot.obstacle:
+        return seen
+    refused = "to suspend it" if snapshot.job.is_to_stand_still else "what else the job needs"
+    return replace(seen, message=f"{seen.message}; the API server refuses {refused}: {snapshot.obstacle}")
+
+
+def _goes_on_all_the_same(snapshot: Snapshot) -> bool:
+    """Whether its Job could not be suspended: what is tried first is done when the status is written."""
+    child = snapshot.child
+    return bool(snapshot.obstacle) and child is not None and not child.suspended and not child.being_deleted
+
+
+def _observe_life(snapshot: Snapshot, late: Diagnosis | None) -> Observation:
+    """Where a job stands that is not to stand still."""
+    child, pods = snapshot.child, snapshot.pods
     if child is None:
         cause = _why_no_job(snapshot)
         return Observation(Phase.PENDING, cause.reason, cause.message)
@@ -51,8 +67,9 @@ def observe_phase(snapshot: Snapshot, spec: FineTuneJobSpec, now: datetime) -> O
     # in a moment: to call it pending until then would count its time as lost and to be made up for.
     at_work = {pod.index for pod in pods if pod.phase == "Succeeded" or (pod.phase == "Running" and pod.is_living)}
     if len(at_work) >= child.nodes or any(failed_for_good(pod) for pod in pods):
-        return Observation(Phase.RUNNING, "PodsRunning", f"{child.nodes} of {child.nodes} pods run")
-    cause = why_pending(pods)
+        cause = late or Diagnosis("PodsRunning", f"{child.nodes} of {child.nodes} pods run")
+        return Observation(Phase.RUNNING, cause.reason, cause.message)
+    cause = why_pending(pods, late)
     return Observation(Phase.PENDING, cause.reason, cause.message)
 
 
@@ -213,9 +230,9 @@ def _observe_end(child: ObservedJob, pods: Sequence[ObservedPod]) -> Observation
     return Observation(Phase.FAILED, cause.reason, cause.message)
 
 
-def _suspended(spec: FineTuneJobSpec, pods: Sequence[ObservedPod]) -> str:
+def _suspended(output_uri: str, pods: Sequence[ObservedPod]) -> str:
     stopping = any(pod.phase == "Running" for pod in pods)
-    if claim_of(spec.output.uri):
+    if claim_of(output_uri):
         return "pods are saving a checkpoint and stopping" if stopping else "spec.suspend is true"
     state = "pods are stopping" if stopping else "spec.suspend is true"
     return f"{state}; training will start anew, because only a pvc:// output keeps checkpoints"

@@ -1,0 +1,116 @@
+"""Tells what should have happened to a job's pods by now: that nothing happens is no event."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from finetune_api.exit_codes import ExitCode
+from finetune_api.v1alpha1.status import FineTuneJobStatus
+from finetune_operator.plan.diagnosis import Diagnosis, why_pod_failed
+from finetune_operator.plan.snapshot import ObservedJob, ObservedPod, Snapshot
+
+_TOLD = 300
+"""What is told at most of what is not the cause itself."""
+
+PODS_REFUSED = "PodsRefused"
+HELD_BY_SIDECAR = "HeldBySidecar"
+
+CREATION_GRACE = timedelta(seconds=20)
+"""The Job controller makes a job's first pods within seconds."""
+
+RETRY_GRACE = timedelta(minutes=11)
+"""After failures it waits for up to ten minutes before it makes the next ones."""
+
+STOP_GRACE = timedelta(seconds=30)
+"""What a kubelet may take to say that a pod has stopped, after the pod's own grace period."""
+
+END_GRACE = timedelta(seconds=30)
+"""What other containers may take to end after the trainer's."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Awaited:
+    due: datetime
+    cause: Diagnosis
+    """What is wrong when it has not happened by then."""
+
+
+def why_late(snapshot: Snapshot, earlier: FineTuneJobStatus, now: datetime) -> Diagnosis | None:
+    """What has not happened in time; None while nothing is late."""
+    return next((each.cause for each in _awaited(snapshot, earlier, now) if each.due <= now), None)
+
+
+def until_late(snapshot: Snapshot, earlier: FineTuneJobStatus, now: datetime) -> timedelta | None:
+    """How long until something is late; None when nothing is awaited."""
+    return min((each.due - now for each in _awaited(snapshot, earlier, now) if each.due > now), default=None)
+
+
+def _awaited(snapshot: Snapshot, earlier: FineTuneJobStatus, now: datetime) -> Iterator[_Awaited]:
+    child = snapshot.child
+    if child is None or child.has_ended or child.owner_uid != snapshot.job.uid:
+        return
+    for pod in snapshot.pods:
+        if pod.stops_by and pod.node and not pod.has_ended:
+            yield _Awaited(pod.stops_by + STOP_GRACE, _not_stopping(snapshot.job.namespace, pod))
+        if pod.trained_until and pod.others_running and pod.is_living:
+            yield _Awaited(pod.trained_until + END_GRACE, _held(pod))
+    if not (child.suspended or child.being_deleted) and (due := _pods_are_due(snapshot, child, earlier, now)):
+        yield _Awaited(due, _refused(snapshot, child))
+
+
+def _pods_are_due(snapshot: Snapshot, child: ObservedJob, earlier: FineTuneJobStatus, now: datetime) -> datetime | None:
+    """When the Job is to have made all of its pods; None when it has."""
+    made = {pod.index for pod in snapshot.pods if not pod.has_ended or pod.phase == "Succeeded"}
+    if child.start_time is None or max(len(made), child.num_pods) >= child.nodes:
+        return None
+    grace = RETRY_GRACE if _had_other_pods(snapshot, earlier) else CREATION_GRACE
+    return max(child.start_time, _pending_since(earlier, now)) + grace
+
+
+def _pending_since(earlier: FineTuneJobStatus, now: datetime) -> datetime:
+    """Since when pods are awaited; a job that did something else until now begins to wait."""
+    since = (each.last_transition_time for each in earlier.conditions if each.type == "Reconciling")
+    return next(since, now if earlier.conditions else datetime.min.replace(tzinfo=UTC))
+
+
+def _had_other_pods(snapshot: Snapshot, earlier: FineTuneJobStatus) -> bool:
+    """Whether pods of the job have ended, also such as are gone."""
+    is_gone = earlier.start_time is not None and not snapshot.pods
+    return is_gone or snapshot.restarts > 0 or any(pod.has_ended for pod in snapshot.pods)
+
+
+def _refused(snapshot: Snapshot, child: ObservedJob) -> Diagnosis:
+    """The words are in an Event of the Job, which the operator has no right to read."""
+    job = snapshot.job
+    made = max(child.num_pods, sum(not pod.has_ended for pod in snapshot.pods))
+    return Diagnosis(
+        PODS_REFUSED,
+        f"{made} of {child.nodes} pods could be made; `kubectl --namespace={job.namespace} describe job {job.name}` "
+        "says why: a quota, a LimitRange, a priority class, a service account or a policy refuses them",
+    )
+
+
+def _not_stopping(namespace: str, pod: ObservedPod) -> Diagnosis:
+    """Kubernetes itself waits for ever: the pod is the Job's until it has ended, also where it is deleted by force."""
+    on = f"kubectl --namespace={namespace}"
+    release = f'{on} patch pod {pod.name} --type=merge --patch=\'{{"metadata":{{"finalizers":null}}}}\''
+    return Diagnosis(
+        "PodNotStopping",
+        f"{pod.name} was told to stop, and its node {pod.node} does not say that it did; none takes its place "
+        "meanwhile, as two trainers would spoil each other's checkpoints. If that machine is off, or the pod is gone "
+        f"from it: `{release} && {on} delete pod {pod.name} --force`",
+    )
+
+
+def _held(pod: ObservedPod) -> Diagnosis:
+    cause = None if pod.exit_code == ExitCode.COMPLETE else why_pod_failed(pod)
+    ending = f"has ended ({cause.reason}: {cause.message[:_TOLD]})" if cause else "is done"
+    others = " and ".join(pod.others_running)[:_TOLD]
+    return Diagnosis(
+        HELD_BY_SIDECAR,
+        f"the trainer in {pod.name} {ending}, but the job cannot end while {others} runs "
+        "in the same pod: have it added as a native sidecar, or not at all (for Istio the label "
+        '`sidecar.istio.io/inject: "false"` in spec.pod.labels)',
+    )

@@ -1,0 +1,212 @@
+"""What should have happened to a job's pods by now: nobody sends an event when nothing happens, so the clock tells."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from datetime import timedelta
+
+import pytest
+
+from finetune_api.exit_codes import ExitCode
+from finetune_operator.api.conditions import MESSAGE_LIMIT
+from finetune_operator.plan.plan import Plan
+from plan_builders import (
+    DELETED,
+    NOW,
+    ChildBuilder,
+    JobBuilder,
+    PodBuilder,
+    at,
+    conditions_of,
+    make_child,
+    make_job,
+    make_pod,
+    make_word,
+    message_of,
+    plan_of,
+)
+
+SCHEDULER = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+
+
+def waits(plan: Plan) -> tuple[str, str]:
+    """Reason and message of a job whose pods do not run."""
+    assert plan.status is not None
+    assert plan.status["phase"] == "Pending"
+    return conditions_of(plan.status)["Reconciling"][1], message_of(plan.status, "Reconciling")
+
+
+def runs(plan: Plan) -> tuple[str, str]:
+    """Reason and message of a job that runs."""
+    assert plan.status is not None
+    assert plan.status["phase"] == "Running"
+    return conditions_of(plan.status)["Running"][1], message_of(plan.status, "Running")
+
+
+# ---- pods that are not made ----
+
+
+def test_a_job_without_any_pod_is_refused_its_pods_once_they_should_be_there() -> None:
+    early, late = (plan_of(make_job(), make_child().started(NOW), now=at(seconds)) for seconds in (19, 20))
+    assert waits(early) == ("PodsPending", "waiting for pods to run")
+    assert early.requeue_after == timedelta(seconds=1)
+    reason, message = waits(late)
+    assert reason == "PodsRefused"
+    assert message.startswith("0 of 1 pods could be made; `kubectl --namespace=team-a describe job router` says why")
+    assert late.requeue_after is None
+
+
+def test_of_several_nodes_one_that_gets_no_pod_is_enough() -> None:
+    for first in (make_pod().running(), make_pod().scheduled(), make_pod().unschedulable(SCHEDULER)):
+        child = make_child().nodes(2).started(NOW, active=1)
+        reason, message = waits(plan_of(make_job(), child, first, now=at(60)))
+        assert reason == "PodsRefused"
+        assert message.startswith("1 of 2 pods could be made; ")
+
+
+@pytest.mark.parametrize(
+    ("child", "pods"),
+    [
+        (make_child(), ()),
+        (make_child().suspended().started(NOW), ()),
+        (make_child().started(NOW, active=1), ()),
+        (make_child().started(NOW), (make_pod(),)),
+        (make_child().started(NOW), (make_pod().running().metadata(**DELETED),)),
+        (make_child().started(NOW).metadata(**DELETED), ()),
+    ],
+    ids=["not begun", "suspended", "pods not seen yet", "there", "to be replaced", "to be deleted"],
+)
+def test_a_job_that_has_its_pods_or_is_to_have_none_lacks_none(
+    child: ChildBuilder, pods: tuple[PodBuilder, ...]
+) -> None:
+    plan = plan_of(make_job(), child, *pods, now=at(86_400))
+    assert waits(plan)[0] == "PodsPending"
+    assert plan.requeue_after is None
+
+
+def failed_at_noon(pod: PodBuilder) -> JobBuilder:
+    """A job that ran, and whose pod failed at NOW."""
+    child = make_child().started(at(-3600))
+    running = plan_of(make_job(), child, make_pod(9).running(at(-3500)), now=at(-3500))
+    return make_job().status(plan_of(make_job().status(running.status), child, pod).status)
+
+
+def test_after_a_failure_the_next_pod_may_come_ten_minutes_later() -> None:
+    down = make_pod(9).failed(41)
+    child = make_child().started(at(-3600))
+    early, late = (plan_of(failed_at_noon(down), child, down, now=at(60 * minutes)) for minutes in (10, 11))
+    assert early.status is None
+    assert early.requeue_after == timedelta(minutes=1)
+    assert waits(late)[0] == "PodsRefused"
+
+
+def test_a_pod_that_is_gone_may_have_failed() -> None:
+    job, child = failed_at_noon(make_pod(9).failed(41)), make_child().started(at(-3600))
+    assert waits(plan_of(job, child, now=at(600)))[0] == "PodsPending"
+    assert waits(plan_of(job, child, now=at(660)))[0] == "PodsRefused"
+
+
+def test_a_job_that_is_made_anew_has_its_first_pods_to_make() -> None:
+    ran = failed_at_noon(make_pod(9).failed(41))
+    assert waits(plan_of(ran, make_child().started(at(3600)), now=at(3601)))[0] == "PodsPending"
+
+
+def test_when_the_pods_are_made_after_all_it_is_a_start() -> None:
+    refused = plan_of(make_job(), make_child().started(NOW), now=at(60))
+    made = plan_of(make_job().status(refused.status), make_child().started(NOW, active=1), make_pod(), now=at(61))
+    assert waits(made)[0] == "PodsPending"
+
+
+# ---- pods that do not stop ----
+
+
+def lost(pod: PodBuilder | None = None) -> PodBuilder:
+    """A pod that was to be gone at NOW, on a machine that says nothing any more."""
+    return (pod or make_pod().running(at(-600))).on("node-7").stops_by(NOW)
+
+
+def test_a_pod_that_does_not_stop_is_named_with_its_node_and_what_releases_it() -> None:
+    early, late = (plan_of(make_job(), make_child(), lost(), now=at(seconds)) for seconds in (29, 30))
+    assert waits(early)[0] == "PodsPending"
+    assert early.requeue_after == timedelta(seconds=1)
+    reason, message = waits(late)
+    assert reason == "PodNotStopping"
+    assert message.startswith("router-0-0 was told to stop, and its node node-7 does not say that it did; ")
+    [commands] = re.findall("`(.+)`", message)
+    release, delete = (shlex.split(command) for command in commands.split(" && "))
+    assert release[:5] == ["kubectl", "--namespace=team-a", "patch", "pod", "router-0-0"]
+    assert json.loads(release[-1].removeprefix("--patch=")) == {"metadata": {"finalizers": None}}
+    assert delete == ["kubectl", "--namespace=team-a", "delete", "pod", "router-0-0", "--force"]
+
+
+def test_a_lost_pod_counts_more_than_a_peer_without_a_node() -> None:
+    peer = make_pod(1).node(1).unschedulable(SCHEDULER)
+    assert waits(plan_of(make_job(), make_child().nodes(2), lost(), peer, now=at(60)))[0] == "PodNotStopping"
+
+
+def test_a_suspended_job_tells_of_a_pod_that_does_not_stop_too() -> None:
+    job, child = make_job().suspended(), make_child().suspended()
+    early, late = (plan_of(job, child, lost(), now=at(seconds)) for seconds in (29, 30))
+    assert message_of(early.status, "Suspended") == "pods are saving a checkpoint and stopping"
+    assert early.requeue_after == timedelta(seconds=1)
+    assert conditions_of(late.status)["Suspended"] == ("True", "SuspendedByUser")
+    assert "its node node-7 does not say that it did" in message_of(late.status, "Suspended")
+
+
+@pytest.mark.parametrize(
+    "pod",
+    [make_pod().failed(143).on("node-7").stops_by(NOW), make_pod().unschedulable(SCHEDULER).stops_by(NOW)],
+    ids=["has stopped", "was nowhere"],
+)
+def test_a_pod_that_has_stopped_is_not_waited_for(pod: PodBuilder) -> None:
+    assert waits(plan_of(make_job(), make_child(), pod, now=at(600)))[0] != "PodNotStopping"
+
+
+def test_the_longest_names_leave_the_commands_whole() -> None:
+    pod = lost().metadata(name="p" * 63).on("n" * 253)
+    message = waits(plan_of(make_job(), make_child(), pod, now=at(60)))[1]
+    assert len(message.replace("team-a", "n" * 63)) < MESSAGE_LIMIT
+    assert message.endswith("--force`")
+
+
+# ---- pods that a mesh's container keeps ----
+
+
+def test_a_container_that_outlives_the_trainer_is_named() -> None:
+    done = make_pod().succeeded(make_word(ExitCode.COMPLETE, "trained")).held()
+    early, late = (plan_of(make_job(), make_child(), done, now=at(seconds)) for seconds in (29, 30))
+    assert runs(early) == ("PodsRunning", "1 of 1 pods run")
+    assert early.requeue_after == timedelta(seconds=1)
+    reason, message = runs(late)
+    assert reason == "HeldBySidecar"
+    assert message.startswith("the trainer in router-0-0 is done, but the job cannot end while mesh runs in the same ")
+    assert 'sidecar.istio.io/inject: "false"' in message
+
+
+def test_a_trainer_that_failed_is_told_of_though_its_pod_goes_on() -> None:
+    word = make_word(ExitCode.DATA_INVALID, "row 7 has no label", "give it one")
+    held = make_pod().failed(ExitCode.DATA_INVALID, word=word).held()
+    reason, message = runs(plan_of(make_job(), make_child(), held, now=at(60)))
+    assert reason == "HeldBySidecar"
+    assert "has ended (DataInvalid: row 7 has no label; give it one), but" in message
+
+
+def test_a_long_word_of_the_trainer_leaves_what_to_do_whole() -> None:
+    word = make_word(ExitCode.DATA_INVALID, "x" * 2048)
+    held = make_pod().failed(ExitCode.DATA_INVALID, word=word).held()
+    message = runs(plan_of(make_job(), make_child(), held, now=at(60)))[1]
+    assert message.endswith("in spec.pod.labels)")
+
+
+def test_a_trainer_that_runs_is_not_held() -> None:
+    plan = plan_of(make_job(), make_child(), make_pod().running(), now=at(86_400))
+    assert runs(plan) == ("PodsRunning", "1 of 1 pods run")
+    assert plan.requeue_after is None
+
+
+def test_it_is_no_event_that_a_job_is_held() -> None:
+    done = make_pod().succeeded().held()
+    running = plan_of(make_job(), make_child(), done)
+    assert plan_of(make_job().status(running.status), make_child(), done, now=at(60)).events == ()
