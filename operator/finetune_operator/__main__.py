@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from finetune_api.logs import log_to
 from finetune_operator.host.abandoned import closing_abandoned
@@ -36,10 +37,18 @@ def main() -> int:
         settings = from_environment()
     except ValidationError as error:
         for problem in error.errors():
-            name, *inner = map(str, problem["loc"])
-            logger.error("%s: %s", ".".join([f"{PREFIX}{name.upper()}", *inner]), problem["msg"])
+            logger.error("%s", _said(problem))
         return 2
     return asyncio.run(_run(settings))
+
+
+def _said(problem: ErrorDetails) -> str:
+    """What is wrong with a setting, by its name; what is wrong with several names them itself."""
+    said = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return said
+    name, *inner = map(str, problem["loc"])
+    return f"{'.'.join([f'{PREFIX}{name.upper()}', *inner])}: {said}"
 
 
 async def _run(settings: OperatorSettings) -> int:

@@ -58,7 +58,8 @@ def operator(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Opera
     """The operator of a module's tests, with the module's OPERATOR_SETTINGS."""
     settings = getattr(request.module, "OPERATOR_SETTINGS", {})
     cluster.release_lease()
-    with OperatorProcess(cluster.server, f"operator-{request.module.__name__}", **settings).running() as process:
+    identity = f"operator-{request.module.__name__}".replace("_", "-")
+    with OperatorProcess(cluster.server, identity, **settings).running() as process:
         yield process
         assert process.terminate() == 0, process.log()
         assert "Traceback" not in process.log()
