@@ -49,7 +49,7 @@ def _progress() -> list[Panel]:
                Query(f"1000 * {_of('start_time_seconds')}"), span=3),
         figure("Progress", "Steps done of those planned.", "percentunit", Query(_of("progress_ratio")), span=3),
         figure("Steps", "Done, and planned.", "none",
-               Query(_of("steps_total"), "done"), Query(_of("steps_planned"), "planned")),
+               Query(_of("steps_done"), "done"), Query(_of("steps_planned"), "planned")),
         figure("Time to go", "Expected, to the end of training.", "s", Query(_of("eta_seconds"))),
     ]  # fmt: skip
 
@@ -90,11 +90,12 @@ def _forgetting() -> list[Panel]:
 
 
 def _speed() -> list[Panel]:
-    steps = f"max(rate(finetune_job_steps_total{{{_JOB}}}[$__rate_interval]))"
+    # A gauge, which goes back when the job goes on from a checkpoint: less than nothing is then shown as nothing.
+    steps = f"max(clamp_min(deriv(finetune_job_steps_done{{{_JOB}}}[$__rate_interval]), 0))"
     return [
         graph("Tokens a second", "Real tokens trained on, without padding.", "none",
               Query(_of("tokens_per_second"), "tokens a second"), span=6),
-        graph("Steps a second", "0 while it evaluates, saves or stalls.", "none",
+        graph("Steps a second", "0 while it evaluates, saves or stalls, and when it goes back to a checkpoint.", "none",
               Query(steps, "steps a second"), span=6),
         graph("Peak memory", "Most memory allocated: of the GPU, or of the process when trained on CPU.", "bytes",
               Query(_of("memory_peak_bytes"), "peak"), span=6),

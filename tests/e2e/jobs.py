@@ -94,7 +94,7 @@ class Team:
         def look() -> bool:
             failed = self.namespace.condition(job, "Failed")
             assert failed.get("status") != "True", failed
-            return (self.metric(operator, job, "finetune_job_steps_total") or 0) >= step
+            return (self.metric(operator, job, "finetune_job_steps_done") or 0) >= step
 
         eventually(look, f"step {step} of {job}", START_SECONDS)
 

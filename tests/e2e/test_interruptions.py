@@ -39,7 +39,7 @@ def test_job_deleted_while_it_trains_leaves_its_volumes_and_nothing_else(team: T
     team.wait_for_step(operator, "unwanted", 6)
     team.kubectl("delete", "ftj/unwanted", "--timeout=60s")
     team.until_empty()
-    assert team.metric(operator, "unwanted", "finetune_job_steps_total") is None
+    assert team.metric(operator, "unwanted", "finetune_job_steps_done") is None
     claims = team.kubectl("get", "persistentvolumeclaims", "--output=name").split()
     assert claims == [f"persistentvolumeclaim/{name}" for name in ("base-models", "data", "models", "tiny-models")]
     assert team.checkpoints(uid)

@@ -100,7 +100,7 @@ def jobs(cluster: Cluster, operator: OperatorProcess, prometheus: Prometheus) ->
         == 200
     )
     # A rate needs two samples.
-    seen = f'count_over_time(finetune_job_steps_total{{namespace="{namespace.name}",name="training"}}[1m])'
+    seen = f'count_over_time(finetune_job_steps_done{{namespace="{namespace.name}",name="training"}}[1m])'
     eventually(lambda: prometheus.value(f"{seen} >= 3"), "the report in Prometheus, and some scrapes more")
     ended = f'sum(finetune_jobs_ended_total{{namespace="{namespace.name}"}})'
     eventually(lambda: prometheus.value(f"{ended} == 2"), "both ends in Prometheus")

@@ -65,7 +65,7 @@ def test_plain_trainer_shows_its_progress_and_its_loss(
     ) as training:
 
         def has_ended() -> bool:
-            seen.add(operator.metric("finetune_job_steps_total", namespace=namespace.name))
+            seen.add(operator.metric("finetune_job_steps_done", namespace=namespace.name))
             return training.poll() is not None
 
         eventually(has_ended, "the end of training", TRAINING_SECONDS)

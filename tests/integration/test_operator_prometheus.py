@@ -19,7 +19,7 @@ pytestmark = pytest.mark.integration
 JOB = 'namespace="{namespace}",name="training"'
 QUERIES: dict[str, tuple[str, float | None]] = {
     "progress": ("finetune_job_progress_ratio{{{job}}}", 0.25),
-    "steps": ("finetune_job_steps_total{{{job}}}", 25),
+    "steps": ("finetune_job_steps_done{{{job}}}", 25),
     "loss": ("finetune_job_loss{{{job}}}", 0.5),
     "learning rate": ("finetune_job_learning_rate{{{job}}}", 0.001),
     "tokens per second": ("finetune_job_tokens_per_second{{{job}}}", 1234),

@@ -193,7 +193,7 @@ def test_last_report_of_a_plain_trainer_keeps_its_meaning_over_a_restart(
     with start_operator("after") as after:
         last = {"progressPercentage": 100, "lastUpdatedTime": "2026-01-01T00:00:00Z"}
         assert after.report(path, json.dumps({"trainerStatus": last}).encode(), token) == 200
-        assert after.metric("finetune_job_steps_total", namespace=namespace.name) == 200
+        assert after.metric("finetune_job_steps_done", namespace=namespace.name) == 200
 
 
 @pytest.fixture

@@ -101,6 +101,27 @@ def test_what_was_counted_within_the_hour_is_shown_whoever_counted_it(
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_a_job_that_goes_on_from_a_checkpoint_is_not_shown_faster_than_it_is(tmp_path: Path) -> None:
+    [panel] = [panel for panel in panels("job") if panel["title"] == "Steps a second"]
+    shown = (
+        panel["targets"][0]["expr"].replace("$namespace", "t").replace("$job", "j").replace("$__rate_interval", "2m")
+    )
+    # A step each 30 s; killed at step 1000, it goes on from the checkpoint at step 801.
+    [metric] = metrics_in(shown)
+    series = [{"series": f'{metric}{{namespace="t",name="j"}}', "values": "990+1x10 801+1x20"}]
+    moments = [f"{seconds}s" for seconds in range(240, 600, 30)]
+    too_fast = [{"expr": f"({shown}) > 0.034", "eval_time": at, "exp_samples": []} for at in moments]
+    steady = [
+        {"expr": f"round(1000 * {shown})", "eval_time": at, "exp_samples": [{"labels": "{}", "value": 33}]}
+        for at in ("4m", "9m")
+    ]
+    test = {"interval": "30s", "input_series": series, "promql_expr_test": [*too_fast, *steady]}
+    file = tmp_path / "test.yaml"
+    file.write_text(json.dumps({"rule_files": [], "evaluation_interval": "30s", "tests": [test]}))
+    done = subprocess.run([program("promtool"), "test", "rules", str(file)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("name", DASHBOARDS)
 def test_every_panel_says_what_it_shows_and_asks_the_chosen_data_source(name: str) -> None:
     assert (

@@ -57,7 +57,7 @@ def values(text: str, name: str) -> dict[tuple[str, ...], float]:
     ("name", "value"),
     [
         ("finetune_job_progress_ratio", 0.25),
-        ("finetune_job_steps_total", 25),
+        ("finetune_job_steps_done", 25),
         ("finetune_job_steps_planned", 100),
         ("finetune_job_loss", 0.5),
         ("finetune_job_learning_rate", 1e-3),

@@ -35,7 +35,7 @@ def test_an_ended_job_keeps_its_last_figures_and_what_it_forgot() -> None:
     store = Store()
     store.put_fine_tune_job(make_job().status(complete()).obj())
     text = scrape(store)
-    assert 'finetune_job_steps_total{name="router",namespace="team-a"} 50.0' in text
+    assert 'finetune_job_steps_done{name="router",namespace="team-a"} 50.0' in text
     assert 'finetune_job_forgetting{metric="before",name="router",namespace="team-a"} 0.5' in text
     assert 'finetune_job_forgetting{metric="after",name="router",namespace="team-a"} 0.25' in text
     assert 'finetune_job_eval_metric{metric="accuracy",name="router",namespace="team-a"} 0.5' in text
@@ -107,7 +107,7 @@ def test_a_trainer_cannot_make_series_by_inventing_names() -> None:
 def test_what_is_not_known_has_no_figure() -> None:
     nothing = figures_of(None, None)
     assert nothing == Figures()
-    assert (nothing.steps, nothing.gauges, nothing.evaluation, nothing.forgetting) == (None, (), (), ())
+    assert (nothing.gauges, nothing.evaluation, nothing.forgetting) == ((), (), ())
     planless = figures_of(Progress(step=0, total_steps=0, percent=0), None)
     assert planless.gauges[0] is None  # no share of nothing
 

@@ -25,6 +25,8 @@ _GAUGES: tuple[tuple[str, str, Callable[[Progress], float | None]], ...] = (
         "Steps done of those planned, 0 to 1.",
         lambda p: min(1.0, p.step / p.total_steps) if p.total_steps else None,
     ),
+    # No counter: it goes back when a job goes on from a checkpoint, which Prometheus would take for so many new steps.
+    ("steps_done", "Optimizer steps done; back to the checkpoint's when pods are lost.", lambda p: p.step),
     ("steps_planned", "Optimizer steps planned.", lambda p: p.total_steps),
     ("loss", "Training loss, a mean over the last steps.", lambda p: p.loss),
     ("learning_rate", "Current learning rate of the body.", lambda p: p.learning_rate),
@@ -52,7 +54,6 @@ _Values = tuple[tuple[str, float], ...]
 class Figures:
     """The numbers of a progress and a result: a tenth of their memory, so that 10,000 jobs can be kept."""
 
-    steps: int | None = None
     gauges: tuple[float | None, ...] = ()
     """In the order of _GAUGES."""
     terms: _Values = ()
@@ -71,7 +72,6 @@ def figures_of(progress: Progress | None, result: Result | None) -> Figures:
         forgetting = (*forgetting, ("drop", progress.forgetting))
     evaluation = progress.evaluation
     return Figures(
-        steps=progress.step,
         gauges=tuple(value_of(progress) for _, _, value_of in _GAUGES),
         terms=_known(progress.loss_terms, LOSS_TERMS),
         evaluation=_known(evaluation, EVALUATIONS),
@@ -161,7 +161,6 @@ class JobCollector(Collector):
         for name, documentation, time_of in _TIMES:
             name = f"{name}_time_seconds"
             yield _family(name, documentation, "gauge", partial(_time, known, name, time_of))
-        yield _family("steps", "Optimizer steps done.", "counter", lambda: _steps(known))
         for index, (name, documentation, _) in enumerate(_GAUGES):
             yield _family(name, documentation, "gauge", partial(_gauge, known, name, index))
         for by in _BY_NAME:
@@ -204,12 +203,6 @@ def _time(known: _Known, name: str, time_of: Callable[[Times], datetime | None])
     for job, _ in known:
         if (moment := time_of(job.times)) is not None:
             yield Sample(f"{_PREFIX}{name}", _labels(job), moment.timestamp())
-
-
-def _steps(known: _Known) -> Iterator[Sample]:
-    for job, figures in known:
-        if figures.steps is not None:
-            yield Sample(f"{_PREFIX}steps_total", _labels(job), figures.steps)
 
 
 def _gauge(known: _Known, name: str, index: int) -> Iterator[Sample]:
