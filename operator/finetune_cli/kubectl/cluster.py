@@ -11,7 +11,9 @@ from datetime import datetime
 from http import HTTPStatus
 from typing import Any, Self
 
+import yaml
 from kubernetes import client, config
+from kubernetes.config.kube_config import KubeConfigLoader, KubeConfigMerger
 from urllib3.exceptions import HTTPError
 
 from finetune_api.v1alpha1 import GROUP, PLURAL
@@ -64,14 +66,19 @@ class Cluster:
         configuration = client.Configuration()
         configuration.retries = False  # an unreachable server is said at once
         try:
-            config.load_kube_config(kubeconfig, context, configuration, persist_config=False)
-            contexts, active = config.list_kube_config_contexts(kubeconfig)
+            # Not `load_kube_config`: it does not tell the context, and to list all of them needs a current one.
+            place = kubeconfig or config.KUBE_CONFIG_DEFAULT_LOCATION
+            merged = KubeConfigMerger(place)
+            if merged.config is None:
+                raise _no_cluster(f"there is no kubeconfig at {place}")
+            loader = KubeConfigLoader(merged.config, active_context=context, config_base_path=None)
+            loader.load_and_set(configuration)
+            namespace = loader.current_context["context"].get("namespace")
         except (config.ConfigException, OSError) as error:
-            raise ClusterProblem(
-                f"no cluster: {error}; set KUBECONFIG, or give --kubeconfig and --context as to kubectl"
-            ) from None
-        chosen = next((entry for entry in contexts if entry["name"] == context), active)
-        return cls(client.ApiClient(configuration), (chosen["context"] or {}).get("namespace") or "default")
+            raise _no_cluster(str(error)) from None
+        except (yaml.YAMLError, AttributeError, KeyError, TypeError):  # the library takes its form for granted
+            raise _no_cluster(f"{place} is no kubeconfig") from None
+        return cls(client.ApiClient(configuration), namespace or "default")
 
     def job(self, namespace: str, name: str) -> Object:
         """A FineTuneJob; when there is none, the message has the nearest names."""
@@ -174,6 +181,10 @@ class Cluster:
         return ClusterProblem(
             f"the cluster at {host} does not answer: {error}; is it up, and is this the right context?"
         )
+
+
+def _no_cluster(cause: str) -> ClusterProblem:
+    return ClusterProblem(f"no cluster: {cause}; set KUBECONFIG, or give --kubeconfig and --context as to kubectl")
 
 
 class _Follower:

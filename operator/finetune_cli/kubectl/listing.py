@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from rich.console import Console
 from rich.table import Table
 
@@ -37,6 +39,9 @@ def list_jobs(cluster: Cluster, namespace: str | None, console: Console) -> int:
         table.add_column(heading, no_wrap=True)
     for facts in jobs:
         add_row(table, *(() if namespace else (facts.namespace,)), *_row(facts))
+    # As kubectl's own lists: a terminal wraps what is too long for it, and a name cut in two could not be copied.
+    needed = console.measure(table, options=console.options.update(max_width=sys.maxsize)).maximum
+    console.width = max(console.width, needed)
     console.print(table)
     return 0
 

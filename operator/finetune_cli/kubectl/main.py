@@ -79,12 +79,12 @@ def _run(options: argparse.Namespace, cluster: Cluster) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="kubectl finetune", description="The FineTuneJobs of a cluster.", epilog=_EPILOG
+        prog="kubectl finetune",
+        description="The FineTuneJobs of a cluster.",
+        epilog=_EPILOG,
+        parents=[_where(None)],
     )
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("-n", "--namespace", help="the jobs' namespace (default: the context's)")
-    common.add_argument("--context", help="the kubeconfig's context (default: the current one)")
-    common.add_argument("--kubeconfig", help="the kubeconfig (default: KUBECONFIG, then ~/.kube/config)")
+    common = _where(argparse.SUPPRESS)  # what is not given after the command leaves what was given before it
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, about: str) -> argparse.ArgumentParser:
@@ -105,6 +105,15 @@ def _parser() -> argparse.ArgumentParser:
     for each in (logs, describe, result):
         each.add_argument("name", metavar="NAME")
     return parser
+
+
+def _where(default: str | None) -> argparse.ArgumentParser:
+    """The options that say where to look, as kubectl takes them: before the command and after it."""
+    options = argparse.ArgumentParser(add_help=False, argument_default=default)
+    options.add_argument("-n", "--namespace", help="the jobs' namespace (default: the context's)")
+    options.add_argument("--context", help="the kubeconfig's context (default: the current one)")
+    options.add_argument("--kubeconfig", help="the kubeconfig (default: KUBECONFIG, then ~/.kube/config)")
+    return options
 
 
 if __name__ == "__main__":
