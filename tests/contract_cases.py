@@ -127,7 +127,7 @@ VALID_SPECS: dict[str, str] = {
   data:
     train: {uri: "hf://datasets/imdb"}
     splitFraction: "0.2"
-    columns: {text: a, prompt: b, completion: c, messages: d, tools: e}
+    columns: {text: a, prompt: b, completion: c, messages: d, tools: e, instruction: f, input: g, output: h, system: i}
   evaluation: {metric: perplexity}
   strategy: {full: {}}
   output: {uri: "pvc://models"}

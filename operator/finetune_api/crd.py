@@ -126,7 +126,8 @@ def _convert(
 
     schema = _scalar(node)
     if "items" in node:
-        schema["items"] = _convert(node["items"], defs, models)
+        # What the API server filled in there would differ from the manifest for ever: a list is applied as a whole.
+        schema["items"] = _without_defaults(_convert(node["items"], defs, models))
         schema.setdefault("x-kubernetes-list-type", "atomic")
     if "properties" in node:
         if model is None:
@@ -139,6 +140,17 @@ def _convert(
     if model is not None and model.rules:
         schema["x-kubernetes-validations"] = [rendered(rule) for rule in model.rules]
     return schema
+
+
+def _without_defaults(schema: Schema) -> Schema:
+    """A schema whose defaults, and those below it, are the models' alone."""
+    found = {key: value for key, value in schema.items() if key != "default"}
+    if "properties" in found:
+        found["properties"] = {name: _without_defaults(part) for name, part in found["properties"].items()}
+    for inner in ("items", "additionalProperties"):
+        if inner in found:
+            found[inner] = _without_defaults(found[inner])
+    return found
 
 
 def _scalar(node: Schema) -> Schema:

@@ -60,7 +60,7 @@ def render() -> str:
         _HEADER.format(shapes=f"{shapes}; it {NO_PARENT}"),
         "## What this release does not run yet\n\n"
         "These are part of the contract and pass the API server, but then they are refused by name, never ignored.\n",
-        "".join(f"- `spec.{field}`: {hint}\n" for field, _, hint in UNSUPPORTED),
+        "".join(f"- `spec.{each.field}` {each.when}: {each.hint}\n" for each in UNSUPPORTED),
         f"## metadata\n\n`metadata.name` is required: {name}\n",
         "## spec\n",
         *_sections(FineTuneJobSpec, "spec"),

@@ -94,6 +94,23 @@ def test_enumerations_and_constants_become_enums(tree: Schema) -> None:
     assert tree["properties"]["kind"]["enum"] == ["Tree"]
 
 
+def test_the_schema_has_no_default_inside_a_list(tree: Schema) -> None:
+    """A list is replaced as a whole: with a default filled in, each `kubectl apply` would change it anew."""
+    assert "default" not in tree["properties"]["leaves"]["items"]["properties"]["color"]
+    [version] = crd.crd()["spec"]["versions"]
+    assert not list(defaults_in_lists(version["schema"]["openAPIV3Schema"]["properties"]["spec"]))
+
+
+def defaults_in_lists(schema: Schema, path: str = "", inside: bool = False) -> Iterator[str]:
+    if inside and "default" in schema:
+        yield path
+    for name, part in schema.get("properties", {}).items():
+        yield from defaults_in_lists(part, f"{path}.{name}", inside)
+    for name in ("items", "additionalProperties"):
+        if name in schema:
+            yield from defaults_in_lists(schema[name], f"{path}[]", True)
+
+
 def test_defaults_stand_as_in_a_manifest(tree: Schema) -> None:
     assert tree["properties"]["fraction"]["default"] == "0.25"
 

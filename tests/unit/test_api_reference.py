@@ -62,5 +62,5 @@ def test_links_lead_somewhere(page: str) -> None:
 
 
 def test_what_is_refused_by_this_release_is_listed(page: str) -> None:
-    for field, _, hint in UNSUPPORTED:
-        assert f"- `spec.{field}`: {hint}" in page
+    for each in UNSUPPORTED:
+        assert f"- `spec.{each.field}` {each.when}: {each.hint}" in page

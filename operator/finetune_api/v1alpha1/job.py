@@ -34,7 +34,10 @@ class Task(StrEnum):
 
 COLUMNS_OF_TASK: dict[Task, tuple[str, ...]] = {
     Task.TEXT_CLASSIFICATION: ("text", "text_pair", "label"),
-    Task.TEXT_GENERATION: ("text", "prompt", "completion", "messages", "tools"),
+    Task.TEXT_GENERATION: (
+        *("text", "prompt", "completion", "messages", "tools"),
+        *("instruction", "input", "output", "system"),
+    ),
     Task.TOKEN_CLASSIFICATION: ("tokens", "tags"),
     Task.QUESTION_ANSWERING: ("question", "context", "answers"),
 }

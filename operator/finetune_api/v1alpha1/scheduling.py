@@ -66,7 +66,7 @@ class Toleration(Contract):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            cel="self.operator != 'Exists' || !has(self.value)",
+            cel="!has(self.operator) || self.operator != 'Exists' || !has(self.value)",
             message="value cannot be given with operator Exists",
             holds=lambda self: self.operator != TolerationOperator.EXISTS or self.value is None,
             field=".value",

@@ -88,22 +88,30 @@ class DataSource(Contract):
 
 
 class Columns(Contract):
-    """Which column of the data holds what. A name left out is the field's own name (`text`, `label`, ...)."""
+    """Which column of every source holds what. A name left out is the field's own name (`text`, `label`, ...)."""
 
     text: ColumnName | None = None
     """TextClassification, and TextGeneration on plain text: the text."""
     text_pair: ColumnName | None = None
     """TextClassification of pairs: the second text. Only read when given."""
     label: ColumnName | None = None
-    """TextClassification: the label, a string, an integer or a boolean."""
+    """TextClassification: the label, a string, a whole number or a boolean."""
     prompt: ColumnName | None = None
     """TextGeneration: the prompt, not learnt."""
     completion: ColumnName | None = None
     """TextGeneration: what to answer to the prompt."""
     messages: ColumnName | None = None
-    """TextGeneration: chat messages, a list of {role, content} or the JSON of one."""
+    """TextGeneration: chat messages, a list of {role, content} or of ShareGPT's {from, value}, or the JSON of one."""
     tools: ColumnName | None = None
     """TextGeneration: the functions that a chat may call, a list of their JSON schemas or the JSON of one."""
+    instruction: ColumnName | None = None
+    """TextGeneration on Alpaca's rows: what to do, not learnt."""
+    input: ColumnName | None = None
+    """TextGeneration on Alpaca's rows: what the instruction is about. May be empty."""
+    output: ColumnName | None = None
+    """TextGeneration on Alpaca's rows: what to answer to the instruction."""
+    system: ColumnName | None = None
+    """TextGeneration: what an instruction or a chat without a system message of its own begins with. May be empty."""
     tokens: ColumnName | None = None
     """TokenClassification: a list of words."""
     tags: ColumnName | None = None

@@ -97,7 +97,7 @@ class EarlyStopping(Contract):
     patience: Annotated[int, Field(ge=1, le=1000)] = 2
     """Evaluations without improvement before stopping."""
     min_delta: NonNegative = 0.0
-    """Smallest change that counts as improvement."""
+    """Patience starts anew only when the best so far is beaten by more than this; a smaller gain is kept too."""
 
 
 class OnForgetting(StrEnum):
