@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from chart.documented import blocks
-from chart.rendering import FOLDER, ROOT, Chart, of_kind, one
+from chart.rendering import FOLDER, RELEASE, ROOT, Chart, of_kind, one
 from finetune_api.manifest import parse_job
+from finetune_api.v1alpha1.scheduling import PodSpec
 from testbed.prometheus import program
 
 DOCS = [ROOT / "docs" / name for name in ("installing.md", "gitops.md", "monitoring.md")] + [FOLDER / "README.md"]
@@ -45,6 +46,12 @@ def test_the_manifests_of_the_quick_starts_are_valid() -> None:
         parse_job(yaml.safe_load(text))
 
 
+def test_the_recipes_for_secrets_name_variables_that_a_job_may_have() -> None:
+    examples = [yaml.safe_load(block)["spec"] for block in blocks((ROOT / "docs" / "data.md").read_text(), "yaml")]
+    given = [PodSpec.model_validate(spec["pod"]).env_from_secrets for spec in examples if "pod" in spec]
+    assert {"HF_TOKEN", "AWS_SECRET_ACCESS_KEY"} <= {each.name for variables in given for each in variables}
+
+
 def test_the_values_of_the_examples_are_taken(chart: Chart) -> None:
     digest = "sha256:" + "0a" * 32
     examples = [each for name in ("installing.md", "gitops.md") for each in documents(name) if set(each) <= set(VALUES)]
@@ -73,6 +80,14 @@ def test_the_metrics_reader_of_a_namespaced_release_is_named_as_is_said(chart: C
     assert one(
         chart.render({"watchNamespace": "team-a"}), "ClusterRole", "finetune-operator-finetune-system-metrics-reader"
     )
+
+
+def test_objects_of_a_release_with_another_name_are_named_as_is_said(chart: Chart) -> None:
+    assert "`ft-finetune-operator`" in TEXT["monitoring.md"]
+    found = chart.render(release="ft")
+    assert one(found, "Deployment", "ft-finetune-operator")["metadata"]["labels"]["app.kubernetes.io/name"] == RELEASE
+    assert one(found, "ClusterRole", "ft-finetune-operator-metrics-reader")
+    assert one(found, "Secret", "ft-finetune-operator-tls")
 
 
 def test_prometheus_takes_the_scrape_config(tmp_path: Path) -> None:

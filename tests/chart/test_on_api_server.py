@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from chart.documented import EXAMPLES
 from chart.foreign_kinds import FOREIGN_KINDS, crd_name, foreign_crd
-from chart.rendering import Chart, Object, environment, of_kind, one
+from chart.rendering import FOLDER, RELEASE, Chart, Object, environment, objects, of_kind, one
 from chart.value_sets import VALUE_SETS
 from contract_cases import VALID_SPECS, spec_fields, valid_job
 from finetune_api.manifest import parse_job
@@ -57,6 +58,10 @@ def server(api_server: ApiServer) -> Iterator[ApiServer]:
     for kind in FOREIGN_KINDS:
         api_server.kubectl("delete", f"crd/{crd_name(kind)}", "--wait=false")
     api_server.kubectl("delete", "namespace", *namespaces, "--wait=false")
+
+
+def days_ago(days: int) -> str:
+    return (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="seconds")
 
 
 def pod_of(found: list[Object]) -> Object:
@@ -224,6 +229,42 @@ def test_what_is_allowed_passes_and_each_foreign_uri_is_refused_by_name(policies
 
 def test_a_name_that_only_begins_alike_is_refused(policies: ApiServer) -> None:
     assert "hf://allowed-not/name" in judged(policies, sources_of("minimal", {"models": "hf://allowed-not/name"}))
+
+
+@pytest.mark.parametrize(
+    ("change", "is_kept"),
+    [
+        ({}, True),
+        ({"issued": days_ago(60)}, True),
+        ({"issued": days_ago(70)}, False),
+        ({"issued": days_ago(700)}, False),
+        ({"days": "3650"}, False),
+        ({"names": "DNS:elsewhere"}, False),
+        ({"issued": None, "days": None}, True),
+    ],
+    ids=["new", "two thirds not over", "two thirds over", "expired", "other days", "other names", "without notes"],
+)
+def test_an_upgrade_renews_a_certificate_of_which_less_than_a_third_is_left(
+    chart: Chart, server: ApiServer, change: dict[str, str | None], is_kept: bool
+) -> None:
+    secret = one(chart.render({"tls": {"validityDays": 100}}, namespace="default"), "Secret")
+    notes = {f"finetune-operator.io/{name}": value for name, value in change.items()}
+    merged = {**secret["metadata"]["annotations"], **notes}
+    secret["metadata"]["annotations"] = {name: value for name, value in merged.items() if value is not None}
+    kubectl(server, "create", "--filename=-", stdin=[secret])
+    try:
+        options = ("--namespace=default", "--dry-run=server", "--set=tls.validityDays=100")
+        text = chart.run("template", RELEASE, str(FOLDER), *options, kubeconfig=server.kubeconfig)
+    finally:
+        server.kubectl("delete", "secret", secret["metadata"]["name"], "--namespace=default")
+    upgraded = one(objects(text), "Secret")
+    assert (upgraded["data"] == secret["data"]) is is_kept
+    issued = datetime.fromisoformat(upgraded["metadata"]["annotations"]["finetune-operator.io/issued"])
+    told = change.get("issued")
+    assert abs(issued - (datetime.fromisoformat(told) if told and is_kept else datetime.now(UTC))) < timedelta(
+        minutes=5
+    )
+    assert upgraded["metadata"]["annotations"]["finetune-operator.io/days"] == "100"
 
 
 def training_pod(image: str, label: str = "finetune-operator.io/job-name") -> Object:

@@ -188,6 +188,19 @@ def test_wrong_values_are_refused_and_named(chart: Chart, path: str, value: Any,
         ({"tls": {"source": "CertManager"}}, "issuerName"),
         ({"progress": {"port": 8080}}, "health.port, metrics.port, progress.port: give each a port of its own"),
         ({"metrics": {"port": 8443}}, "health.port, metrics.port, progress.port: give each a port of its own"),
+        ({"podLabels": {"app.kubernetes.io/name": "x"}}, "podLabels: app.kubernetes.io/name is the chart's own label"),
+        (
+            {"monitoring": {"serviceMonitor": {"enabled": True, "labels": {"helm.sh/chart": "x"}}}},
+            "monitoring.serviceMonitor.labels: helm.sh/chart is the chart's own label",
+        ),
+        (
+            {"monitoring": {"prometheusRule": {"enabled": True, "labels": {"app.kubernetes.io/name": "x"}}}},
+            "monitoring.prometheusRule.labels: app.kubernetes.io/name is the chart's own label",
+        ),
+        (
+            {"monitoring": {"dashboards": {"enabled": True, "labels": {"app.kubernetes.io/name": "x"}}}},
+            "monitoring.dashboards.labels: app.kubernetes.io/name is the chart's own label",
+        ),
         ({"serviceAccount": {"create": False}}, "serviceAccount.name: name the ServiceAccount"),
         ({"admissionPolicy": {"sources": {"enabled": True}}}, "list models, data or outputs"),
     ],
@@ -196,6 +209,26 @@ def test_values_that_do_not_go_together_are_refused_with_the_reason(
     chart: Chart, values: dict[str, Any], said: str
 ) -> None:
     assert said in refusal(chart, values)
+
+
+NULLED = {"resources.requests", "resources.limits", "monitoring.dashboards.labels"}
+"""Without them a list is empty."""
+NEEDED = [
+    path
+    for path in paths(VALUES)
+    if value_at(path) not in ("", {}, []) and not any(".".join(path).startswith(each) for each in NULLED)
+]
+
+
+@pytest.mark.parametrize("path", NEEDED, ids=".".join)
+def test_null_for_what_is_needed_is_refused_by_name(chart: Chart, path: tuple[str, ...]) -> None:
+    """It takes the default away, and a template would write `<nil>`."""
+    assert f"missing property '{path[-1]}'" in refusal(chart, changed(path, None))
+
+
+@pytest.mark.parametrize("path", [path for path in paths(VALUES) if path not in NEEDED], ids=".".join)
+def test_null_for_what_may_be_empty_is_as_if_empty(chart: Chart, path: tuple[str, ...]) -> None:
+    assert not {"<nil>", "<no value>"} & set(json.dumps(chart.render(changed(path, None))).split('"'))
 
 
 def test_the_sets_of_the_other_tests_give_every_value() -> None:

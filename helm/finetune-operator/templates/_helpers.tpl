@@ -23,6 +23,16 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
+{{- /* Labels that are given besides the chart's own. With one of those the object would have a key twice. */ -}}
+{{- define "finetune.moreLabels" -}}
+{{- range $key, $_ := .labels -}}
+{{- if hasKey ($.own | fromYaml) $key -}}
+{{- fail (printf "%s: %s is the chart's own label; take it out" $.value $key) -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml .labels -}}
+{{- end -}}
+
 {{- /* Names of what belongs to the whole cluster: several namespaced releases may have the same name. */ -}}
 {{- define "finetune.clusterName" -}}
 {{- include "finetune.fullname" . -}}{{- if .Values.watchNamespace -}}-{{ .Release.Namespace }}{{- end -}}
