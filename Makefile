@@ -13,7 +13,7 @@ CHECK_PYTHON = @test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed; i
 .PHONY: help demo test security lint unit trainer integration matrix prometheus chart images lock-cpu e2e cluster demo-cluster generate assets assets-lm lock audit bench clean
 
 help: ## show the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 demo: $(VENV)/ready assets ## tune a real model on real tweets, with adapters and fully; a few minutes
 	@mkdir -p build/models

@@ -61,14 +61,14 @@ _EXPLANATIONS = {
     ExitCode.DATA_INVALID: "The data cannot be read or cannot be learnt from.",
     ExitCode.CREDENTIALS_INVALID: "A source needs credentials that are absent or refused.",
     ExitCode.MODEL_INVALID: "The model is absent, has no safetensors weights, or does not fit the task.",
-    ExitCode.OUTPUT_REFUSED: "The output holds something that is not an earlier output, or cannot be written.",
+    ExitCode.OUTPUT_REFUSED: "The output is not an earlier one, or it or the work directory cannot be written.",
     ExitCode.NON_FINITE_LOSS: "Loss, gradient or weights became infinite or NaN; nothing was saved after it.",
     ExitCode.OUT_OF_MEMORY: "The device's memory did not suffice.",
     ExitCode.EXPORT_MISMATCH: "The exported model, reloaded in a fresh process, did not give the same logits.",
     ExitCode.FORGETTING: "The tuned model lost more on the retention rows than evaluation.retention.maxDrop allows.",
     ExitCode.STORAGE_FULL: "The disk is full; the last good checkpoint is kept.",
     ExitCode.NETWORK_UNAVAILABLE: "A hub, an object store, a web server or other nodes could not be reached.",
-    ExitCode.WORK_DIRECTORY_BUSY: "Another trainer is at work in the same directory.",
+    ExitCode.WORK_DIRECTORY_BUSY: "Another trainer is at work in the same directory, or on the same output.",
     ExitCode.HANG: "Nothing got on for too long; the log shows where each thread stood.",
     ExitCode.PEER_LOST: "Another process of the job ended or did not answer; its end counts, not this one.",
     ExitCode.STOPPED: "Stopped by a signal after saving a checkpoint; the next run resumes from it.",
@@ -89,7 +89,9 @@ happened and what to do.
   machine; because nobody can tell which, it is tried again. So is every code that is not listed, such as 137, where
   the kernel killed the trainer, most often because memory ran out.
 - **`finetune run`** ends with the code of the first job that is not Complete, and with 0 only when every job is; it
-  starts nothing again by itself. **`finetune validate`** ends with 0 or 10. Both end with 2 for a wrong command line.
+  starts nothing again by itself. After a stop it starts no further job, and ends with 143 if one was left. What it
+  refuses itself has the same codes: 10 for a manifest or a missing `--volume`, 14 and 40 for a work directory, 42 for
+  one in use. **`finetune validate`** ends with 0 or 10. Both end with 2 for a wrong command line.
 - **On a cluster** the codes are the Job's `podFailurePolicy`: a permanent one fails the job at once, 44, 143 and
   evictions are ignored, unless the pod wrote more to its disk than it may, and everything else counts against
   `spec.backoffLimit`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +28,7 @@ class ManifestInvalid(Exception):
 
 
 def load_jobs(path: Path) -> list[FineTuneJob]:
-    """Every FineTuneJob in a file; documents of another kind are passed over.
+    """Every FineTuneJob in a file, also those in a list as kubectl prints it; objects of another kind are passed over.
 
     Raises ManifestInvalid if the file cannot be read, is no YAML, holds no FineTuneJob or an invalid one.
     """
@@ -39,9 +40,10 @@ def load_jobs(path: Path) -> list[FineTuneJob]:
     problems: list[str] = []
     jobs: list[FineTuneJob] = []
     try:
-        documents = [document for document in read_documents(text) if _is_job(document.content)]
+        objects = [each for document in read_documents(text) for each in _objects(document)]
     except yaml.YAMLError as error:
         raise ManifestInvalid([_yaml_problem(path, text, error)]) from None
+    documents = [each for each in objects if _is_job(each.content)]
     for document in documents:
         try:
             jobs.append(parse_job(document.content))
@@ -94,6 +96,21 @@ def _as_stored(value: Any, annotation: Any) -> Any:
         for key, item in value.items()
         if item is not None or (fields and key not in fields)  # an unknown field is an error even when it is null
     }
+
+
+def _objects(document: Document) -> Iterator[Document]:
+    """The document; of a list of objects, each of them with its own lines."""
+    content = document.content
+    is_list = isinstance(content, dict) and content.get("kind") in ("List", f"{KIND}List")
+    if not (is_list and isinstance(content.get("items"), list)):
+        yield document
+        return
+    lines: dict[str, dict[str, int]] = {}
+    for path, line in document.lines.items():
+        item, _, below = path.partition(".")
+        lines.setdefault(item, {})[below] = line
+    for index, item in enumerate(content["items"]):
+        yield Document(item, lines.get(f"items[{index}]", {}))
 
 
 def _is_job(content: Any) -> bool:

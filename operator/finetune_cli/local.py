@@ -1,21 +1,35 @@
-"""Places a job on this machine: its directories, its volumes, and whether it goes on from an earlier run."""
+"""A job on this machine: its directory, and whether it is Complete or goes on from an earlier run."""
 
 from __future__ import annotations
 
-import shutil
+import errno
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from finetune_api.exit_codes import ExitCode
 from finetune_api.run import Run, Termination
 from finetune_api.v1alpha1 import FineTuneJob
+from finetune_api.v1alpha1.status import Result
+from finetune_trainer import storage
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.hold import LOCK
+
+WRONG_COMMAND_LINE = 2
+"""The exit code that argparse has for one."""
+_VOLUMES = "volumes"
 
 
 class LocalRefused(Exception):
-    """A job cannot be placed on this machine; the message says why and what to do."""
+    """A job cannot run on this machine; the message says why and what to do."""
+
+    def __init__(self, message: str, code: int = ExitCode.SPEC_INVALID) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,31 +77,25 @@ class Placed:
         except (OSError, ValidationError):
             return None
 
-    def is_complete(self) -> bool:
-        """Whether an earlier run of the very same job is Complete and its model, if on this machine, still there."""
+    def result(self) -> Result | None:
+        """What tuning did, if an earlier run of the very same job came to its end."""
         termination = self.termination()
-        return termination is not None and termination.result is not None and (not self.output or self.output.is_dir())
+        return termination.result if termination else None
+
+    def has_model(self, result: Result) -> bool:
+        """Whether the model of that result is where this job's model belongs, as far as this machine can tell."""
+        if result.uri != self.run.spec.output.uri:
+            return False
+        return self.output is None or _holds(self.output, result.digest)
 
 
-def parse_volumes(options: Sequence[str]) -> dict[str, str]:
-    """CLAIM=DIRECTORY options as a map. Raises LocalRefused."""
-    volumes = {}
-    for option in options:
-        claim, equals, directory = option.partition("=")
-        if not (claim and equals and directory):
-            raise LocalRefused(f"--volume {option}: write it as CLAIM=DIRECTORY")
-        if not Path(directory).is_dir():
-            raise LocalRefused(f"--volume {option}: {directory} is no directory")
-        volumes[claim] = str(Path(directory).resolve())
-    return volumes
+def place(job: FineTuneJob, manifest: Path, volumes: Mapping[str, Path], work_dir: Path, fresh: bool) -> Placed:
+    """A job with its directory, where it goes on from an earlier run unless it is to be a fresh one.
 
-
-def place(job: FineTuneJob, manifest: Path, volumes: Mapping[str, str], work_dir: Path, fresh: bool) -> Placed:
-    """Give a job its directory, and go on from an earlier run there. Raises LocalRefused when that was another spec."""
+    Nothing is written. Raises LocalRefused when the earlier run was of another spec.
+    """
     namespace = job.metadata.namespace or "default"
     directory = (work_dir / f"{namespace}.{job.metadata.name}").resolve()
-    if fresh and directory.exists():
-        shutil.rmtree(directory)
     run = Run(
         name=job.metadata.name,
         namespace=namespace,
@@ -97,30 +105,63 @@ def place(job: FineTuneJob, manifest: Path, volumes: Mapping[str, str], work_dir
         work_dir=str(directory),
         manifest_dir=str(manifest.resolve().parent),
     )
-    if earlier := _earlier_run(directory):
+    if not fresh and (earlier := _earlier_run(directory)):
         if earlier.digest() != run.digest():
             raise LocalRefused(
                 f"{directory} holds a run of {run.name} with another spec; its checkpoints do not fit. "
                 "Use --fresh to start over, or --work-dir for another directory"
             )
         run = run.model_copy(update={"uid": earlier.uid})
-    placed = Placed(job, run)
-    directory.mkdir(parents=True, exist_ok=True)
-    placed.run_file.write_text(run.model_dump_json(by_alias=True, exclude_none=True), encoding="utf-8")
-    return placed
+    return Placed(job, run)
 
 
-def _with_output_volume(job: FineTuneJob, volumes: Mapping[str, str], directory: Path) -> dict[str, str]:
+def forget(directory: Path) -> None:
+    """Remove what an earlier run left; not its model, which only a finished one replaces, and not the lock."""
+    for path in directory.iterdir():
+        if path.name not in (LOCK, _VOLUMES):
+            storage.remove(path)
+
+
+@contextmanager
+def writing_to(directory: Path) -> Iterator[None]:
+    """Turn what the file system refuses in a job's directory into LocalRefused."""
+    try:
+        yield
+    except TrainerError as error:
+        raise LocalRefused(f"{error.message}; {error.hint}", error.code) from None
+    except OSError as error:
+        place = error.filename or directory
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise LocalRefused(f"{place}: no space left on the device; free some", ExitCode.STORAGE_FULL) from None
+        raise LocalRefused(
+            f"{place}: {error.strerror}; name a directory that can be written to with --work-dir",
+            ExitCode.OUTPUT_REFUSED,
+        ) from None
+
+
+def _holds(directory: Path, digest: str) -> bool:
+    """Whether a directory holds the model with that digest, every file in its full length."""
+    try:
+        if storage.digest(directory) != digest:
+            return False
+        files = storage.files_of_manifest((directory / storage.MANIFEST).read_bytes())
+        return all((directory / name).stat().st_size == size for name, (size, _) in files.items())
+    except (OSError, storage.NotWhole):
+        return False
+
+
+def _with_output_volume(job: FineTuneJob, volumes: Mapping[str, Path], directory: Path) -> dict[str, str]:
     """The volumes, and for an output claim that is not among them a folder beside the checkpoints."""
+    found = {claim: str(path.resolve()) for claim, path in volumes.items()}
     scheme, _, rest = job.spec.output.uri.partition("://")
     claim = rest.partition("/")[0]
     if scheme != "pvc" or claim in volumes:
-        return dict(volumes)
-    return {**volumes, claim: str(directory / "volumes" / claim)}
+        return found
+    return {**found, claim: str(directory / _VOLUMES / claim)}
 
 
 def _earlier_run(directory: Path) -> Run | None:
     try:
         return Run.model_validate_json((directory / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValidationError):
+    except (OSError, ValueError):  # pydantic's errors are ValueErrors, and so is text that is not UTF-8
         return None

@@ -10,13 +10,14 @@ from pathlib import Path
 from finetune_api.exit_codes import ExitCode
 from finetune_api.manifest import ManifestInvalid
 from finetune_cli.local import LocalRefused
+from finetune_cli.volumes import parse_volume
 
 _EPILOG = "Exit codes are listed in docs/exit-codes.md; 0 means that every job is Complete."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    options = parse(arguments)
     try:
         if options.command == "validate":
             from finetune_cli.validate import validate
@@ -30,7 +31,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ExitCode.SPEC_INVALID
     except LocalRefused as error:
         print(f"finetune: {error}", file=sys.stderr)
-        return ExitCode.SPEC_INVALID
+        return error.code
+    except KeyboardInterrupt:  # before a job could have started
+        return ExitCode.STOPPED
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """What the command line says. Ends the process with 2 when it is wrong."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    claims = [claim for claim, _ in getattr(options, "volume", ())]
+    if repeated := next((claim for claim in claims if claims.count(claim) > 1), None):
+        parser.error(f"argument --volume: the claim {repeated!r} is given twice")
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,21 +61,33 @@ def _parser() -> argparse.ArgumentParser:
         "--volume",
         action="append",
         default=[],
+        type=parse_volume,
         metavar="CLAIM=DIRECTORY",
-        help="where pvc://CLAIM/... is on this machine",
+        help="where pvc://CLAIM/... is on this machine; made if jobs only write there",
     )
     run.add_argument(
         "--work-dir", type=Path, default=Path(".finetune"), metavar="DIRECTORY",
         help="checkpoints and logs, in a folder a job (default: %(default)s)",
     )  # fmt: skip
     run.add_argument(
-        "--metrics-port", type=int, default=9464, metavar="PORT",
-        help="serve Prometheus metrics on 127.0.0.1 at this port; 0 picks a free one (default: %(default)s)",
+        "--metrics-port", type=_port, default=9464, metavar="PORT",
+        help="serve Prometheus metrics on 127.0.0.1 at this port, or at a free one if it is 0 or in use "
+        "(default: %(default)s)",
     )  # fmt: skip
-    run.add_argument("--fresh", action="store_true", help="forget earlier runs of these jobs: start at step 0")
+    run.add_argument(
+        "--fresh",
+        action="store_true",
+        help="forget earlier runs of these jobs: start at step 0; a model stays until the new one is finished",
+    )
     validate = commands.add_parser("validate", help="check manifests", description="Says what is wrong, by field.")
     validate.add_argument("manifests", nargs="+", type=Path, metavar="JOB.yaml")
     return parser
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) < 65536):
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; use 0 to 65535")
+    return int(text)
 
 
 if __name__ == "__main__":

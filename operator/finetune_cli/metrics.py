@@ -9,7 +9,7 @@ from typing import Self
 
 from prometheus_client import CollectorRegistry, start_http_server
 
-from finetune_cli.local import LocalRefused
+from finetune_cli.local import WRONG_COMMAND_LINE, LocalRefused
 from finetune_operator.metrics.jobs import JobCollector, JobSample
 
 _ADDRESS = "127.0.0.1"
@@ -26,7 +26,7 @@ class MetricsServer:
             self._server, self._thread = start_http_server(port, _ADDRESS, registry)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
-                raise LocalRefused(f"--metrics-port {port}: {error.strerror}") from None
+                raise LocalRefused(f"--metrics-port {port}: {error.strerror}", WRONG_COMMAND_LINE) from None
             self._server, self._thread = start_http_server(0, _ADDRESS, registry)
             self.moved = True
 

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import argparse
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from types import FrameType
+import sys
+from typing import Any
 
 from rich.console import Console
 
 from finetune_api.exit_codes import ExitCode
-from finetune_api.manifest import ManifestInvalid, load_jobs
 from finetune_api.v1alpha1.status import Phase, Progress, Result
 from finetune_cli.display import Display, make_display
-from finetune_cli.local import Placed, parse_volumes, place
+from finetune_cli.local import LocalRefused, Placed
 from finetune_cli.metrics import MetricsServer
+from finetune_cli.placing import place_all
 from finetune_cli.report import print_results
+from finetune_cli.stop import StopRequest
+from finetune_cli.text import lasting
 from finetune_cli.trainer import Trainer
 from finetune_operator.metrics.jobs import JobSample
 
+_STOPPING = (
+    "stopping: a checkpoint is saved after this step, or the export is finished; press Ctrl-C again to end at once"
+)
 _LOG_LINES = 15
 _PLAIN_WIDTH = 160  # without a terminal the width is unknown, and a path cut in two could not be copied
 
@@ -51,47 +54,48 @@ class LocalJob:
 
 def run(options: argparse.Namespace) -> int:
     """Run every job of the manifests until one does not end Complete; returns its exit code, or 0."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_PLAIN_WIDTH)
-    jobs = [LocalJob(placed) for placed in _place_all(options)]
-    with MetricsServer(options.metrics_port, lambda: [job.sample() for job in jobs]) as metrics:
-        busy = f" (port {options.metrics_port} is in use)" if metrics.moved else ""
-        _say(console, f"metrics: {metrics.url}{busy}")
-        code: int = ExitCode.COMPLETE
-        for job in jobs:
-            code = _run_job(job, console)
-            if code != ExitCode.COMPLETE:
-                break
-    done = [(job.placed, job.strategy, job.result) for job in jobs if job.result is not None]
-    if done:
-        print_results(console, done)
-    return code
+    stop = StopRequest()
+    with stop.heard():
+        console = Console(file=lasting(sys.stdout))
+        if not console.is_terminal:
+            console = Console(file=lasting(sys.stdout), width=_PLAIN_WIDTH)
+        jobs: list[LocalJob] = []
+        with MetricsServer(options.metrics_port, lambda: [job.sample() for job in jobs]) as metrics:
+            placed = place_all(options.manifests, dict(options.volume), options.work_dir, options.fresh)
+            jobs += map(LocalJob, placed)
+            busy = f" (port {options.metrics_port} is in use)" if metrics.moved else ""
+            _say(console, f"metrics: {metrics.url}{busy}")
+            code: int = ExitCode.COMPLETE
+            for job in jobs:
+                code = _run_job(job, stop, console)
+                if code != ExitCode.COMPLETE:
+                    break
+        done = [(job.placed, job.strategy, job.result) for job in jobs if job.result is not None]
+        if done:
+            print_results(console, done)
+        return code
 
 
-def _place_all(options: argparse.Namespace) -> list[Placed]:
-    volumes = parse_volumes(options.volume)
-    jobs = [(path, job) for path in options.manifests for job in load_jobs(path)]
-    names = [(job.metadata.namespace, job.metadata.name) for _, job in jobs]
-    if repeated := {name for name in names if names.count(name) > 1}:
-        raise ManifestInvalid([f"the job {name!r} is given more than once" for _, name in repeated])
-    return [place(job, path, volumes, Path(options.work_dir), options.fresh) for path, job in jobs]
-
-
-def _run_job(job: LocalJob, console: Console) -> int:
+def _run_job(job: LocalJob, stop: StopRequest, console: Console) -> int:
     placed = job.placed
     name = placed.run.name
     if placed.run.spec.suspend:
         _say(console, f"{name}: not run, because spec.suspend is true")
         job.phase = Phase.SUSPENDED
         return ExitCode.STOPPED
-    if placed.is_complete():
+    result = placed.result()
+    if result is not None and placed.has_model(result):
         _say(console, f"{name}: is Complete already; --fresh runs it again")
+    elif stop.is_set:
+        _say(console, f"{name}: not started, because a stop was asked for")
+        return ExitCode.STOPPED
     else:
-        code = _train(job, console)
+        if result is not None:
+            where = placed.output or placed.run.spec.output.uri
+            _say(console, f"{name}: its model is not in {where} (any more); it goes on from its last checkpoint")
+        code = _train(job, stop, console)
         if code != ExitCode.COMPLETE:
             job.phase = Phase.SUSPENDED if code == ExitCode.STOPPED else Phase.FAILED
-            _explain(job, code, console)
             return code
     termination = placed.termination()
     job.phase = Phase.COMPLETE
@@ -99,45 +103,38 @@ def _run_job(job: LocalJob, console: Console) -> int:
     return ExitCode.COMPLETE
 
 
-def _train(job: LocalJob, console: Console) -> int:
-    """Start the trainer and show its events until it ends; returns its exit code."""
+def _train(job: LocalJob, stop: StopRequest, console: Console) -> int:
+    """Start the trainer and show its events until it ends, and say how; returns its exit code."""
     job.phase = Phase.RUNNING
     run = job.placed.run
     display = make_display(run.name, run.spec.metric(), console)
-    with Trainer(job.placed) as trainer, display, _stopping(trainer, display):
-        for event in trainer.events():
-            match event["event"]:
-                case "note":
-                    display.note(event["text"])
-                case "evaluation":
-                    display.evaluation(event)
-                case "progress":
-                    job.progress = Progress.model_validate(event["progress"])
-                    display.progress(job.progress)
-        code = trainer.wait()
-    return 128 - code if code < 0 else code
-
-
-@contextmanager
-def _stopping(trainer: Trainer, display: Display) -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM) asks the trainer to save and stop, a second one ends it at once."""
-    asked = False
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            trainer.kill()
-        else:
-            asked = True
-            trainer.stop()
-            display.note("stopping after this step and saving a checkpoint; press Ctrl-C again to end at once")
-
-    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        trainer = Trainer(job.placed)
+    except LocalRefused as error:
+        _say(console, f"{run.name}: {error}")
+        return error.code
+    with trainer, display, stop.passed_to(trainer):
+        for event in trainer.events():
+            if stop.is_news():
+                display.note(_STOPPING)
+            if event is not None:
+                _show(event, job, display)
+        code = trainer.wait()
+    code = 128 - code if code < 0 else code
+    if code != ExitCode.COMPLETE:
+        _explain(job, code, console)
+    return code
+
+
+def _show(event: dict[str, Any], job: LocalJob, display: Display) -> None:
+    match event["event"]:
+        case "note":
+            display.note(event["text"])
+        case "evaluation":
+            display.evaluation(event)
+        case "progress":
+            job.progress = Progress.model_validate(event["progress"])
+            display.progress(job.progress)
 
 
 def _explain(job: LocalJob, code: int, console: Console) -> None:
@@ -149,12 +146,16 @@ def _explain(job: LocalJob, code: int, console: Console) -> None:
         _say(console, f"{placed.run.name}: {termination.reason} (exit code {code}): {termination.message}{hint}")
         if termination.exit_code != ExitCode.INTERNAL_ERROR:
             return
+    elif code == ExitCode.STOPPED:
+        _say(console, f"{placed.run.name}: stopped before it could train")
+        return
     else:
         by_signal = f"killed by {signal.Signals(code - 128).name}" if code > 128 else f"exit code {code}"
         memory = "; most often memory ran out" if code == 128 + signal.SIGKILL else ""
         _say(console, f"{placed.run.name}: the trainer ended without a last word ({by_signal}{memory})")
     _say(console, f"  the log is {placed.log_file}; its end:")
-    for line in placed.log_file.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]:
+    log = placed.log_file.read_text(encoding="utf-8", errors="replace") if placed.log_file.is_file() else ""
+    for line in log.splitlines()[-_LOG_LINES:]:
         _say(console, f"  | {line}")
 
 

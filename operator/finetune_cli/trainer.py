@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from finetune_cli.local import LocalRefused, Placed
+from finetune_cli.local import LocalRefused, Placed, writing_to
+from finetune_trainer.hold import only_trainer_in
 
 _POLL_SECONDS = 0.1
 _REQUIRED = ("torch", "transformers", "peft")
@@ -28,12 +29,16 @@ class Trainer:
             raise LocalRefused(
                 f"training needs {', '.join(missing)}; install them: pip install 'finetune-operator[trainer]'"
             )
-        placed.termination_file.unlink(missing_ok=True)
-        self._events = _Tail(placed.progress_file)
-        with placed.log_file.open("ab") as log:
+        with writing_to(placed.directory):
+            with only_trainer_in(placed.directory):  # before the last word of another is lost
+                placed.termination_file.unlink(missing_ok=True)
+            self._events = _Tail(placed.progress_file)
+            log = placed.log_file.open("ab")
+        with log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "finetune_trainer", str(placed.run_file)],
-                stdin=subprocess.DEVNULL,
+                [sys.executable, "-m", "finetune_trainer", "--attached", str(placed.run_file)],
+                # Nothing comes through it, but it ends with us, whatever ends us.
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 # A group of its own, so that Ctrl-C reaches us alone and we ask it to stop once.
@@ -52,15 +57,16 @@ class Trainer:
     def __exit__(self, *exception: object) -> None:
         # Whatever went wrong here, no trainer is left behind that nobody watches.
         self.kill()
-        self._process.wait()
+        self._process.communicate()
 
-    def events(self) -> Iterator[dict[str, Any]]:
-        """The process's events until it has ended."""
+    def events(self) -> Iterator[dict[str, Any] | None]:
+        """The process's events until it has ended, and None whenever there are no more of them yet."""
         while True:
             ended = self._process.poll() is not None  # asked before reading, so that the last events are not missed
             yield from self._events.read()
             if ended:
                 return
+            yield None
             time.sleep(_POLL_SECONDS)
 
     def stop(self) -> None:
@@ -94,7 +100,7 @@ class _Tail:
             with self._path.open("rb") as file:
                 file.seek(self._position)
                 data = file.read()
-        except FileNotFoundError:
+        except OSError:
             return
         self._position += len(data)
         *lines, self._partial = (self._partial + data).split(b"\n")

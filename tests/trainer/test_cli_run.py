@@ -2,85 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
-import sys
-import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from finetune_api.documents import write_document
-
-FINETUNE = [sys.executable, "-m", "finetune_cli.main"]
-TEXTS = {"positive": "a good and lovely film number", "negative": "a bad and boring film number"}
-
-
-def rows(count: int) -> list[dict[str, Any]]:
-    labels = list(TEXTS)
-    return [{"text": f"{TEXTS[labels[i % 2]]} {i}", "label": labels[i % 2]} for i in range(count)]
-
-
-class Bench:
-    """A directory with a manifest, data and the model; `finetune run` is called in it."""
-
-    def __init__(self, directory: Path, model: Path) -> None:
-        self.directory = directory
-        self.write_rows("train.jsonl", rows(64))
-        self.write_rows("evaluation.jsonl", rows(100)[80:])
-        self.spec: dict[str, Any] = {
-            "task": "TextClassification",
-            "model": {"uri": f"file://{model}"},
-            "data": {"train": {"uri": "file://train.jsonl"}, "evaluation": {"uri": "file://evaluation.jsonl"}},
-            "strategy": {"full": {}},
-            "training": {"epochs": 2, "batchSize": 8, "learningRate": "1e-3"},
-            "output": {"uri": "pvc://models/tiny"},
-            "resources": {"gpusPerNode": 0},
-        }
-
-    def write_rows(self, name: str, content: list[dict[str, Any]]) -> None:
-        (self.directory / name).write_text("".join(json.dumps(row) + "\n" for row in content))
-
-    def start(self, *options: str) -> subprocess.Popen[str]:
-        manifest = {
-            "apiVersion": "finetune-operator.io/v1alpha1",
-            "kind": "FineTuneJob",
-            "metadata": {"name": "tiny"},
-            "spec": self.spec,
-        }
-        (self.directory / "job.yaml").write_text(write_document(manifest))
-        return subprocess.Popen(
-            [*FINETUNE, "run", "job.yaml", "--metrics-port", "0", *options],
-            cwd=self.directory,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        )
-
-    def run(self, *options: str) -> tuple[int, str]:
-        process = self.start(*options)
-        output, _ = process.communicate(timeout=240)
-        return process.returncode, output
-
-    @property
-    def work(self) -> Path:
-        return self.directory / ".finetune" / "default.tiny"
-
-    def termination(self) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads((self.work / "termination.json").read_text())
-        return content
-
-    def events(self, kind: str) -> list[dict[str, Any]]:
-        path = self.work / "progress.jsonl"
-        found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        return [event for event in found if event["event"] == kind]
+from any_user import as_any_user, folder_of_any_user
+from finetune_trainer import storage
+from finetune_trainer.hold import only_trainer_in
+from trainer.cli_bench import FINETUNE, Bench, rows, trainer_of, wait_for
 
 
 @pytest.fixture
@@ -88,21 +25,12 @@ def bench(tmp_path: Path, tiny_bert: Path) -> Bench:
     return Bench(tmp_path, tiny_bert)
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise AssertionError("waited in vain")
-
-
 def test_a_job_completes_with_a_table_and_is_not_run_twice(bench: Bench) -> None:
     code, output = bench.run()
     assert code == 0, output
     for word in ("without a model", "before", "after", "trained parameters", "share of all", "time", "tiny"):
         assert word in output
-    assert (bench.work / "volumes/models/tiny/model.safetensors").is_file()
+    assert (bench.model / "model.safetensors").is_file()
     first = bench.termination()
     again, output = bench.run()
     assert again == 0
@@ -111,21 +39,92 @@ def test_a_job_completes_with_a_table_and_is_not_run_twice(bench: Bench) -> None
     assert bench.termination() == first
 
 
-def test_ctrl_c_saves_and_the_second_run_goes_on(bench: Bench) -> None:
-    bench.spec["training"] = {"maxSteps": 3000, "batchSize": 8, "learningRate": "1e-3"}
+def test_a_model_that_is_not_where_it_belongs_is_exported_again(bench: Bench) -> None:
+    assert bench.run()[0] == 0
+    evaluations = len(bench.events("evaluation"))
+    (bench.model / "model.safetensors").unlink()
+    code, output = bench.run()
+    assert code == 0, output
+    assert f"its model is not in {bench.model} (any more)" in output
+    assert storage.digest(bench.model) == bench.termination()["result"]["digest"]
+    storage.check_directory(bench.model)
+    assert len(bench.events("evaluation")) == evaluations  # nothing was trained again
+
+
+def test_another_output_gets_the_model_though_something_is_there(bench: Bench) -> None:
+    assert bench.run()[0] == 0
+    elsewhere = bench.work / "volumes/models/elsewhere"
+    shutil.copytree(bench.model, elsewhere)
+    (elsewhere / "model.safetensors").write_bytes(b"")
+    bench.spec["output"] = {"uri": "pvc://models/elsewhere"}
+    code, output = bench.run()
+    assert code == 0, output
+    assert bench.termination()["result"]["uri"] == "pvc://models/elsewhere"
+    storage.check_directory(elsewhere)
+
+
+def test_two_jobs_with_one_output_are_refused_before_anything_starts(bench: Bench) -> None:
+    (bench.directory / "link").symlink_to(bench.directory)
+    bench.spec["output"] = {"uri": "file://out"}
+    bench.write_job("other", output={"uri": f"file://{bench.directory}/link/out"})
+    code, output = bench.run("other.yaml")
+    assert code == 10
+    assert f"the jobs default/tiny and default/other write the same output, {bench.directory / 'out'}" in output
+    assert not (bench.directory / ".finetune").exists()
+
+
+@contextmanager
+def training(bench: Bench) -> Iterator[int]:
+    """The job trains meanwhile, in the process with this number."""
+    bench.spec["training"] = {"maxSteps": 3000, "batchSize": 8}
     process = bench.start()
-    wait_for(lambda: any(event["progress"]["step"] >= 5 for event in bench.events("progress")))
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    wait_for(lambda: bench.events("progress"))
+    try:
+        yield trainer_of(process)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == 143, output
-    assert "saving a checkpoint" in output
-    stopped_at = bench.termination()["progress"]["step"]
-    assert 5 <= stopped_at < 3000
-    process = bench.start()
-    note = wait_for(lambda: [e["text"] for e in bench.events("note") if "resumed from the checkpoint" in e["text"]])
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert f"step {stopped_at} of 3000" in note[0]
+    assert "a checkpoint is saved" in output
+
+
+@pytest.mark.parametrize("options", [("--fresh",), ()])
+def test_a_job_that_is_running_is_left_alone(bench: Bench, options: tuple[str, ...]) -> None:
+    with training(bench) as trainer:
+        lock = (bench.work / "lock").stat().st_ino
+        code, output = bench.run(*options)
+        assert code == 42, output
+        assert f"another trainer is at work in {bench.work} (process {trainer})" in output
+        assert f"kill {trainer}" in output
+        assert (bench.work / "lock").stat().st_ino == lock
+        assert not (bench.work / "termination.json").exists()
+        assert (bench.work / "progress.jsonl").exists()
+
+
+def test_a_fresh_start_is_one_of_all_jobs_or_of_none(bench: Bench) -> None:
+    code, output = bench.run()
+    assert code == 0, output
+    first = bench.termination()
+    bench.write_job("other", output={"uri": "pvc://models/other"})
+    with only_trainer_in(bench.directory / ".finetune/default.other"):
+        code, output = bench.run("other.yaml", "--fresh")
+    assert code == 42, output
+    assert bench.termination() == first
+
+
+def test_a_fresh_start_keeps_the_model_until_there_is_a_new_one(bench: Bench) -> None:
+    assert bench.run()[0] == 0
+    old = storage.digest(bench.model)
+    bench.write_rows("train.jsonl", [])
+    code, _ = bench.run("--fresh")
+    assert code == 11
+    assert storage.digest(bench.model) == old
+    storage.check_directory(bench.model)
+    assert not (bench.work / "checkpoints").exists()
+    bench.write_rows("train.jsonl", rows(32))
+    code, output = bench.run("--fresh")
+    assert code == 0, output
+    assert storage.digest(bench.model) == bench.termination()["result"]["digest"] != old
 
 
 def test_metrics_are_served_while_it_runs(bench: Bench) -> None:
@@ -149,23 +148,10 @@ def test_a_killed_trainer_is_explained(bench: Bench) -> None:
     bench.spec["training"] = {"maxSteps": 3000, "batchSize": 8}
     process = bench.start()
     wait_for(lambda: bench.events("progress"))
-    [trainer] = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(trainer), signal.SIGKILL)
+    os.kill(trainer_of(process), signal.SIGKILL)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 137
     assert "killed by SIGKILL; most often memory ran out" in output
-
-
-def test_no_trainer_is_left_behind_on_a_second_ctrl_c(bench: Bench) -> None:
-    bench.spec["training"] = {"maxSteps": 3000, "batchSize": 8}
-    process = bench.start()
-    wait_for(lambda: bench.events("progress"))
-    [trainer] = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    process.send_signal(signal.SIGINT)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode in (137, 143)  # the first may have been served before the second came
-    assert not Path(f"/proc/{trainer}").exists()
 
 
 def break_line(bench: Bench) -> None:
@@ -205,7 +191,7 @@ def test_bad_input_ends_in_a_sentence_and_an_exit_code(bench: Bench, case: str) 
     assert code == expected_code, output
     assert words in output
     assert "Traceback" not in output + (bench.work / "trainer.log").read_text()
-    assert not (bench.work / "volumes/models/tiny").exists()
+    assert not bench.model.exists()
 
 
 def test_an_unknown_field_is_refused_before_anything_starts(bench: Bench) -> None:
@@ -221,3 +207,43 @@ def test_a_job_that_is_suspended_is_not_run(bench: Bench) -> None:
     code, output = bench.run()
     assert code == 143
     assert "spec.suspend is true" in output
+
+
+def full(disk: Callable[[int], Path]) -> Path:
+    place = disk(64)
+    with contextlib.suppress(OSError):
+        (place / "rest").write_bytes(bytes(64 * 1024))
+    return place
+
+
+def test_a_full_disk_is_said_so(bench: Bench, small_disk: Callable[[int], Path]) -> None:
+    place = full(small_disk)
+    code, output = bench.run("--work-dir", str(place))
+    assert code == 40, output
+    assert f"{place}/default.tiny/run.json: no space left on the device" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("place", ["a file", "below a file", "/proc/work", "run.json a directory"])
+def test_a_work_directory_that_cannot_be_written_to_is_said_so(bench: Bench, place: str) -> None:
+    directory = Path(place) if place.startswith("/") else bench.directory / "work"
+    if place == "run.json a directory":
+        (directory / "default.tiny/run.json").mkdir(parents=True)
+    elif place.endswith("a file"):
+        directory.touch()
+    code, output = bench.run("--work-dir", str(directory / "below" if place == "below a file" else directory))
+    assert code == 14, output
+    assert output.startswith(f"finetune: {directory}")
+    assert "--work-dir" in output
+    assert "Traceback" not in output
+
+
+def test_a_work_directory_of_another_user_is_said_so(bench: Bench) -> None:
+    bench.write_job()
+    with folder_of_any_user() as folder:
+        folder.chmod(0o500)
+        command = [*FINETUNE, "run", str(bench.directory / "tiny.yaml"), "--metrics-port", "0"]
+        done = subprocess.run(as_any_user(command), cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 14, done.stderr
+    assert done.stderr.startswith(f"finetune: {folder}")
+    assert "Permission denied; name a directory that can be written to with --work-dir" in done.stderr

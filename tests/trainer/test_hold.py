@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
+import os
 from contextlib import ExitStack
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.hold import only_writer_of
+from finetune_trainer.hold import only_trainer_in, only_writer_of
 from finetune_trainer.progress import ProgressLog
 from finetune_trainer.run import execute
 from finetune_trainer.stop import StopFlag
@@ -34,6 +36,27 @@ def test_of_two_jobs_with_one_output_the_second_ends_before_it_trains(tmp_path: 
     assert list(output.parent.glob(".in-use-*")) == []
 
 
+def test_the_trainer_that_is_at_work_is_named(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text("1 1, which has ended long ago")
+    with only_trainer_in(tmp_path), pytest.raises(TrainerError) as caught, only_trainer_in(tmp_path):
+        pass
+    assert caught.value.code == ExitCode.WORK_DIRECTORY_BUSY
+    assert str(caught.value) == f"another trainer is at work in {tmp_path} (process {os.getpid()})"
+    assert caught.value.hint == f"wait for it, or stop it: kill {os.getpid()}"
+
+
+def test_a_process_of_another_pod_is_not_taken_for_one_of_this(tmp_path: Path) -> None:
+    """Both have the same number, as first processes of their pods have."""
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write(f"{os.getpid()} 1")
+        lock.flush()
+        with pytest.raises(TrainerError) as caught, only_trainer_in(tmp_path):
+            pass
+    assert str(caught.value) == f"another trainer is at work in {tmp_path}"
+    assert caught.value.hint == "wait for it, or stop it"
+
+
 def test_a_link_and_the_directory_that_it_leads_to_are_one_output(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
@@ -47,6 +70,45 @@ def test_what_a_killed_trainer_left_holds_nobody_up(tmp_path: Path) -> None:
     with only_writer_of(tmp_path / "out"):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_an_output_in_another_the_later_job_is_refused_before_it_trains(tmp_path: Path, tiny_bert: Path) -> None:
+    """The inner one would be replaced together with the outer one, which in turn is not written over files."""
+    run = make_run(tmp_path, tiny_bert, FULL)
+    outer = Path(run.manifest_dir, "out")
+    output = run.spec.output.model_copy(update={"uri": "file://out/inner/deep"})
+    inner_run = run.model_copy(update={"spec": run.spec.model_copy(update={"output": output}), "uid": "another-job"})
+    inner_run = inner_run.model_copy(update={"work_dir": str(tmp_path / "other-work")})
+    with only_writer_of(outer), pytest.raises(TrainerError) as caught:
+        execute(inner_run, ProgressLog(tmp_path / "progress.jsonl"), StopFlag())
+    assert caught.value.code == ExitCode.WORK_DIRECTORY_BUSY
+    assert (
+        str(caught.value) == f"another job is at work that writes {outer}, which the output {outer}/inner/deep lies in"
+    )
+    with only_writer_of(outer / "inner" / "deep"), pytest.raises(TrainerError) as caught:
+        execute(run, ProgressLog(tmp_path / "progress.jsonl"), StopFlag())
+    assert caught.value.code == ExitCode.WORK_DIRECTORY_BUSY
+    assert str(caught.value) == f"another job is at work that writes {outer}/inner/deep, in the output {outer}"
+
+
+@pytest.mark.usefixtures("unchecked_export")
+def test_a_lock_that_was_left_in_an_output_is_no_file_of_others(tmp_path: Path, tiny_bert: Path) -> None:
+    run = make_run(tmp_path, tiny_bert, FULL, training={"maxSteps": 2})
+    outer = Path(run.manifest_dir, "out")
+    (outer / "inner").mkdir(parents=True)
+    (outer / "inner" / ".in-use-deep").touch()
+    execute(run, ProgressLog(tmp_path / "progress.jsonl"), StopFlag())
+    assert (outer / "config.json").is_file()
+    assert not (outer / "inner").exists()
+
+
+@pytest.mark.usefixtures("unchecked_export")
+def test_an_output_in_its_own_work_directory(tmp_path: Path, tiny_bert: Path) -> None:
+    run = make_run(tmp_path, tiny_bert, FULL, training={"maxSteps": 2}, output={"uri": "file://work/out"})
+    for _ in range(2):
+        execute(run, ProgressLog(tmp_path / "progress.jsonl"), StopFlag())
+    assert (tmp_path / "work" / "out" / "config.json").is_file()
+    assert list(tmp_path.rglob(".in-use-*")) == []
 
 
 def test_of_many_that_come_and_go_one_at_a_time_has_it(tmp_path: Path) -> None:

@@ -235,3 +235,26 @@ def test_problems_of_a_spec_alone_start_with_spec() -> None:
 def test_a_job_goes_out_as_it_came_in(name: str) -> None:
     job = parse_job(valid_job(name))
     assert parse_job(job.to_json()) == job
+
+
+def in_list(*documents: str, kind: str = "List") -> str:
+    items = "".join("- " + textwrap.indent(document, "  ")[2:] for document in documents)
+    return f"apiVersion: v1\nkind: {kind}\nitems:\n{items}metadata: {{resourceVersion: ''}}\n"
+
+
+@pytest.mark.parametrize("kind", ["List", "FineTuneJobList"])
+def test_the_jobs_of_a_list_are_read(file: Path, kind: str) -> None:
+    second = JOB.replace("first", "second")
+    assert names(file, in_list(JOB, POD, second, kind=kind) + "---\n" + JOB) == ["first", "second", "first"]
+
+
+def test_a_problem_in_a_list_has_its_line(file: Path) -> None:
+    wrong = JOB.replace("strategy:", "strategie:")
+    content = in_list(POD, JOB, wrong)
+    line = content.splitlines().index("    strategie:") + 1
+    assert f"{line}: spec.strategie: unknown field (did you mean strategy?)" in problems(file, content)
+
+
+def test_a_list_without_a_job_is_told(file: Path) -> None:
+    assert "no FineTuneJob in this file" in problems(file, in_list(POD))[0]
+    assert "no FineTuneJob in this file" in problems(file, "kind: List\nitems: []\n")[0]

@@ -1,4 +1,4 @@
-"""`finetune validate` as a person sees it."""
+"""`finetune validate`, and what command lines are wrong, as a person sees it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune_api.documents import read_documents, write_document
 from finetune_cli.main import main
 
 SAMPLES = Path(__file__).resolve().parents[2] / "manifests" / "samples"
@@ -38,3 +39,34 @@ def test_a_command_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
         main([])
     assert ended.value.code == 2
     assert "COMMAND" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--metrics-port", "70000"], "argument --metrics-port: '70000' is no port; use 0 to 65535"),
+        (["--metrics-port", "-1"], "'-1' is no port"),
+        (["--metrics-port", "http"], "'http' is no port"),
+        (["--volume", "tickets"], "argument --volume: 'tickets': write it as CLAIM=DIRECTORY"),
+        (["--volume", "=data"], "'=data': write it as CLAIM=DIRECTORY"),
+        (["--volume", "tickets="], "'tickets=': write it as CLAIM=DIRECTORY"),
+        (["--volume", "a=x", "--volume", "a=y"], "argument --volume: the claim 'a' is given twice"),
+    ],
+)
+def test_a_wrong_command_line_ends_with_2(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "job.yaml", *options])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_list_as_kubectl_prints_it_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    samples = [(SAMPLES / f"sentiment-{name}.yaml").read_text() for name in ("full", "adapter")]
+    jobs = [document.content for sample in samples for document in read_documents(sample)]
+    for job in jobs:
+        job["metadata"] |= {"managedFields": [{"fieldsV1": {"f:spec": {}}}], "resourceVersion": "7", "generation": 1}
+        job["status"] = {"phase": "Running", "unknown": True}
+    path = tmp_path / "jobs.yaml"
+    path.write_text(write_document({"apiVersion": "v1", "kind": "List", "items": jobs, "metadata": {}}))
+    assert main(["validate", str(path)]) == 0
+    assert capsys.readouterr().out.count("is valid") == 2

@@ -40,11 +40,14 @@ def main() -> int:
     """Run the job in a run file; returns the exit code."""
     parser = argparse.ArgumentParser(prog="finetune_trainer", description=__doc__)
     parser.add_argument("run", type=Path, help="the run as JSON (finetune_api.run.Run)")
+    parser.add_argument("--attached", action="store_true", help="stop when the standard input ends")
     arguments = parser.parse_args()
     log_to(sys.stdout, "%(asctime)s %(levelname)s %(message)s")
     quiet_libraries()
     stop = StopFlag()
     stop.install()
+    if arguments.attached:
+        stop.follow(sys.stdin.fileno())
     last_word = os.environ.get("TERMINATION_MESSAGE_PATH")
     try:
         run = Run.model_validate_json(arguments.run.read_bytes())

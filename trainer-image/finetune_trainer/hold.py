@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TextIO
+from pathlib import Path, PurePath
+from typing import IO, Any, TextIO
 
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage import storage_errors
 
+LOCK = "lock"
+"""The file in a work directory that its trainer holds. It stays: a new one would be another lock."""
 _LOCK_PREFIX = ".in-use-"
 
 
@@ -21,10 +24,18 @@ def only_trainer_in(work_dir: Path) -> Iterator[None]:
     """Hold the work directory: two trainers would overwrite each other's checkpoints. Raises TrainerError."""
     with storage_errors(work_dir):
         work_dir.mkdir(parents=True, exist_ok=True)
-        lock = (work_dir / "lock").open("w")
+        lock = (work_dir / LOCK).open("ab+", buffering=0)
     with lock:
         if not _locked(lock):
-            raise _busy(f"another trainer is at work in {work_dir}", "wait for it, or stop it")
+            lock.seek(0)
+            holder = _alive(lock.read())
+            raise _busy(
+                f"another trainer is at work in {work_dir}{f' (process {holder})' if holder else ''}",
+                f"wait for it, or stop it{f': kill {holder}' if holder else ''}",
+            )
+        with contextlib.suppress(OSError):  # a full disk holds up no trainer that may have nothing to write
+            lock.truncate(0)
+            lock.write(_known_as(os.getpid()))
         yield
 
 
@@ -45,9 +56,46 @@ def only_writer_of(output: Path) -> Iterator[None]:
         )
     with lock:
         try:
+            _check_not_within_another(output)
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def writers_within(output: Path, files: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Of the files in an output: the outputs in it that others write now, and the files that are no locks of such.
+
+    A lock that nobody holds is what a killed trainer left.
+    """
+    locks = {name: PurePath(name) for name in files if PurePath(name).name.startswith(_LOCK_PREFIX)}
+    written = [
+        str(path.with_name(path.name.removeprefix(_LOCK_PREFIX)))
+        for name, path in locks.items()
+        if _is_held(output / name)
+    ]
+    return written, [name for name in files if name not in locks]
+
+
+def _check_not_within_another(output: Path) -> None:
+    """Raise TrainerError when the output lies in another that is being written: it would be replaced with that."""
+    for outer in output.parents:
+        if outer.name and _is_held(outer.with_name(f"{_LOCK_PREFIX}{outer.name}")):
+            raise _busy(
+                f"another job is at work that writes {outer}, which the output {output} lies in",
+                "name a directory outside it",
+            )
+
+
+def _is_held(path: Path) -> bool:
+    """Whether a trainer holds that lock now."""
+    try:
+        with path.open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # most often, there is none
+        return False
+    return False
 
 
 def _open(path: Path) -> TextIO | None:
@@ -66,7 +114,22 @@ def _open(path: Path) -> TextIO | None:
         lock.close()
 
 
-def _locked(lock: TextIO) -> bool:
+def _known_as(process: int) -> bytes:
+    """A process's number and when it started, so that it is not taken for one of another pod or machine."""
+    try:
+        started = Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()[19]
+    except OSError:
+        return b""
+    return b"%d %s" % (process, started)
+
+
+def _alive(known_as: bytes) -> int | None:
+    """The number of the process that is known as this, if it is one of this machine."""
+    number = known_as.partition(b" ")[0]
+    return int(number) if number.isdigit() and _known_as(int(number)) == known_as else None
+
+
+def _locked(lock: IO[Any]) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

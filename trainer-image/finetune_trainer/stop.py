@@ -1,8 +1,10 @@
-"""Turns SIGTERM and SIGINT into a flag that the loop looks at between steps and between evaluation batches."""
+"""Turns what asks a run to stop into a flag that the loop looks at between steps and between evaluation batches."""
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 import time
 from types import FrameType
 
@@ -13,7 +15,7 @@ _LOOK_SECONDS = 0.2
 
 
 class StopFlag:
-    """Set once a signal has asked the run to stop."""
+    """Set once the run is to stop."""
 
     def __init__(self) -> None:
         self.is_set = False
@@ -22,6 +24,16 @@ class StopFlag:
         """Handle SIGTERM and SIGINT by setting the flag."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._set)
+
+    def follow(self, pipe: int) -> None:
+        """Set the flag when the other end of a pipe is closed: whoever started this process has ended."""
+
+        def watch() -> None:
+            while os.read(pipe, 1):
+                pass
+            self.is_set = True
+
+        threading.Thread(target=watch, name="starter-watch", daemon=True).start()
 
     def check(self, what: str) -> None:
         """Raise TrainerError once it is set, where there is no checkpoint to save; `what` says what is left undone."""
