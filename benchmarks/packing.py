@@ -11,9 +11,9 @@ import random
 from harness import ASSETS, machine, write_results
 
 from finetune_trainer.batching import BucketSampler
+from finetune_trainer.data.generation_rows import Chat
 from finetune_trainer.data.learnt_tokens import Encoder
 from finetune_trainer.data.packing import filled_rows
-from finetune_trainer.data.text_generation import Chat
 from finetune_trainer.models import load_tokenizer
 
 BATCH_SIZES = (8, 16, 32)

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from finetune_api.exit_codes import ExitCode
+from finetune_trainer.data.generation_rows import Chat
 from finetune_trainer.data.learnt_tokens import Encoder
-from finetune_trainer.data.text_generation import Chat, load
+from finetune_trainer.data.text_generation import load
 from finetune_trainer.first_start import first_start
 from finetune_trainer.tasks.text_generation import TextGeneration
 from trainer import processes
@@ -99,6 +100,16 @@ class TestTools:
         task = TextGeneration.read(make_lm_run(tmp_path, base, FULL, [chat(TELL), chat(LOOK)]), base)
         said = "; 2 with tools, which the chat template does not write (line 1, line 2)" in task.data_report[0]
         assert said == is_left_out
+
+    @pytest.mark.parametrize("first", [{"role": "assistant", "content": "late"}, call(x=1)], ids=["greeting", "call"])
+    def test_before_an_assistant_that_begins_they_are_given(self, first: dict[str, Any]) -> None:
+        tokenizer = make_tokenizer(CALLING)
+        tokens = Encoder(tokenizer).encode(Chat((first, QUESTION), "", (TELL,)), "")
+        given = tokenizer.decode([token for token, one in zip(tokens.ids, tokens.learnt, strict=True) if not one])
+        assert given.startswith(f"tools {json.dumps([TELL])}\n<|im_start|>assistant\n\n<|im_start|>user\nthe hour")
+        says = "late" if "content" in first else '<call>{"name": "f", "arguments": {"x": 1}}'
+        answer = [token for token, one in zip(tokens.ids, tokens.learnt, strict=True) if one]
+        assert tokenizer.decode(answer) == f"{says}<|im_end|>"
 
     def test_several_templates(self) -> None:
         """One by the name of tool_use writes what has tools, as transformers wants it; its markers count there."""

@@ -54,6 +54,14 @@ class TestConll:
             ("line 5", {"tokens": ["x"], "tags": ["O"]}),
         ]
 
+    @pytest.mark.parametrize("blank", ["\u00a0", "\u202f", "\u3000", "\u2028", "\x85", "\x0c"])
+    @pytest.mark.parametrize("column", [" ", "\t", "  "])
+    def test_only_spaces_and_tabs_part_columns(self, tmp_path: Path, blank: str, column: str) -> None:
+        lines = [f"10{blank}000{column}B-SUM", f"{blank}{column}I-SUM", f"euros{column}O"]
+        assert read(write(tmp_path / "a.conll", "\r\n".join(lines))) == [
+            ("line 1", {"tokens": [f"10{blank}000", blank, "euros"], "tags": ["B-SUM", "I-SUM", "O"]})
+        ]
+
     @pytest.mark.parametrize("comment", ["# id 5239d808 domain=train", "# sent_id = 3", "# text = It is\n# x = y"])
     def test_comments_before_a_sentence(self, tmp_path: Path, comment: str) -> None:
         assert read(write(tmp_path / "a.conll", f"{comment}\nit _ _ O\n"))[0][1]["tokens"] == ["it"]

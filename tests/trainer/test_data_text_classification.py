@@ -86,6 +86,17 @@ class TestLabels:
             str(value).strip().replace("T", "t").replace("F", "f") for value in values
         ]
 
+    def test_whole_floats_are_integers(self, tmp_path: Path) -> None:
+        """What pandas makes of integers where one of the column is missing; the others may be read from elsewhere."""
+        table = pa.table({"text": [f"text {n}" for n in range(6)], "label": [1.0, 0.0, -0.0, float("nan"), 10.0, None]})
+        pq.write_table(table, tmp_path / "train.parquet")
+        held = write_jsonl(tmp_path / "held.jsonl", labelled(("a", 1), ("b", "0"), ("c", 10.0)))
+        found = load(run_on(tmp_path / "train.parquet", held, maxDroppedFraction="0.5"))
+        assert found.labels == ("0", "1", "10")
+        assert [row.label for row in found.rows.train.rows] == ["1", "0", "0", "10"]
+        assert [row.label for row in found.rows.evaluation.rows] == ["1", "0", "10"]
+        assert "dropped 2: 2 without label (row 4, row 6)" in str(found.rows.reports()[0])
+
     @pytest.mark.parametrize("value", [None, "", "  \t"])
     def test_none_and_blank_are_no_label(self, tmp_path: Path, value: Any) -> None:
         files = Files(tmp_path, [*USUAL, {"text": "who knows", "label": value}], maxDroppedFraction="0.2")
@@ -93,12 +104,12 @@ class TestLabels:
         assert texts(found.rows.train.rows) == [(row["text"], row["label"]) for row in USUAL]
         assert str(found.rows.reports()[0]).endswith("4 rows kept of 5 read; dropped 1: 1 without label (line 5)")
 
-    @pytest.mark.parametrize(("value", "kind"), [(0.5, "float"), (1.0, "float"), (["a"], "list"), ({"a": 1}, "dict")])
+    @pytest.mark.parametrize(("value", "kind"), [(0.5, "float"), (1e16, "float"), (["a"], "list"), ({"a": 1}, "dict")])
     def test_other_types_are_refused(self, tmp_path: Path, value: Any, kind: str) -> None:
         files = Files(tmp_path, [*USUAL, {"text": "who knows", "label": value}])
         assert files.refused() == (
-            f"file://{files.train} line 5: the label {value!r} is of type {kind}, not a string, integer or boolean "
-            "(write labels as names; is 'label' the right column for data.columns.label?)"
+            f"file://{files.train} line 5: the label {value!r} is of type {kind}, not a string, whole number or "
+            "boolean (write labels as names; is 'label' the right column for data.columns.label?)"
         )
 
     def test_only_in_evaluation(self, tmp_path: Path) -> None:
@@ -134,6 +145,17 @@ class TestColumns:
         assert files.refused() == (
             f"file://{files.train} line 1: no column 'text'; it has 'Text', 'sentiment' "
             "(set data.columns.text; did you mean Text?)"
+        )
+
+    @pytest.mark.parametrize("source", ["evaluation", "unlabeled"])
+    def test_another_source_is_to_be_renamed(self, tmp_path: Path, source: str) -> None:
+        train = write_jsonl(tmp_path / "train.jsonl", [{"Body": row["text"], "label": row["label"]} for row in USUAL])
+        path = write_jsonl(tmp_path / "other.jsonl", [{"body": row["text"], "label": row["label"]} for row in HELD])
+        other: dict[str, Any] = {source: path if source == "evaluation" else {"uri": f"file://{path}"}}
+        run = run_on(train, columns={"text": "Body"}, **other)
+        assert failure(ExitCode.DATA_INVALID, load, run) == (
+            f"file://{path} line 1: no column 'Body'; it has 'body', 'label' "
+            "(rename the column there to 'Body': all sources share data.columns, and the training rows fit it)"
         )
 
     def test_nothing_near(self, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""From rows to tokens of which some are learnt: three forms, real chat templates, expectations written by hand."""
+"""From rows to tokens of which some are learnt: the forms of rows, real chat templates, expectations by hand."""
 
 import json
 from pathlib import Path
@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerFast
 from finetune_api.exit_codes import ExitCode
 from finetune_api.run import Run
 from finetune_trainer.data.chat_template import Unlearnable
+from finetune_trainer.data.generation_rows import Chat, PlainText, PromptCompletion
 from finetune_trainer.data.learnt_tokens import Encoder
-from finetune_trainer.data.text_generation import Chat, PlainText, PromptCompletion, load
+from finetune_trainer.data.text_generation import load
 from finetune_trainer.errors import TrainerError
 from trainer.data_fixtures import failure, write_jsonl
 from trainer.tiny_lm import CHATML, EOS, FORGETFUL, IM_END, LLAMA2, MARKED, PAD, PLAIN, make_tokenizer
@@ -55,7 +56,9 @@ class TestForms:
 
     def test_named_columns_decide_between_several(self, tmp_path: Path) -> None:
         row = {"prompt": "a", "completion": "b", "text": "ab", "chat": CHAT}
-        assert "has text and prompt and completion" in refused(tmp_path, [row])
+        said = refused(tmp_path, [row])
+        assert "has text and prompt and completion, and it is not said which to learn" in said
+        assert "such as columns: {prompt: prompt}" in said
         assert rows_of(tmp_path, [row], columns={"text": "text"}) == [PlainText("ab", "line 1")]
         assert rows_of(tmp_path, [row], columns={"messages": "chat"}) == [Chat((QUESTION, ANSWER), "line 1")]
         renamed = rows_of(tmp_path, [row], columns={"prompt": "text", "completion": "completion"})
@@ -67,9 +70,18 @@ class TestForms:
         assert "spec.data.columns: names columns of text and of prompt and completion" in message
 
     def test_without_any_of_them_the_columns_are_listed(self, tmp_path: Path) -> None:
-        message = refused(tmp_path, [{"instruction": "a", "output": "b"}])
-        assert "no column 'text', 'prompt' and 'completion', or 'messages'; it has 'instruction', 'output'" in message
+        message = refused(tmp_path, [{"question": "a", "answer": "b"}])
+        assert (
+            "no column 'text', 'prompt' and 'completion', 'messages', 'conversations', or 'instruction' and 'output'; "
+            "it has 'question', 'answer'"
+        ) in message
         assert "data.columns.prompt and completion" in message
+
+    def test_columns_of_another_source_are_to_be_renamed(self, tmp_path: Path) -> None:
+        train = write_jsonl(tmp_path / "train.jsonl", [{"text": "a"}, {"text": "b"}])
+        more = write_jsonl(tmp_path / "more.jsonl", [{"body": "c"}])
+        message = failure(ExitCode.DATA_INVALID, load, generation(train, unlabeled={"uri": f"file://{more}"}))
+        assert "it has 'body' (rename the columns there: all sources share data.columns, and" in message
 
     def test_a_missing_half_is_named(self, tmp_path: Path) -> None:
         assert "no column 'completion'; it has 'prompt', 'answer'" in refused(tmp_path, [{"prompt": "a", "answer": ""}])
@@ -107,6 +119,8 @@ class TestDropped:
             ({"prompt": "a"}, "without completion"),
             ({"messages": []}, "without messages"),
             ({"messages": [QUESTION]}, "without an assistant's message"),
+            ({"text": "a", "prompt": "b", "completion": "c"}, "with text and prompt and completion"),
+            ({"messages": CHAT, "conversations": CHAT}, "with messages and conversations"),
             ({"text": "\ud83d"}, "with half a character"),
             ({"messages": [QUESTION, {"role": "assistant", "content": "\ud83d"}]}, "with half a character"),
         ],
@@ -204,11 +218,26 @@ class TestUnlabeledRowsThatAreJudged:
         ([{"role": 1, "content": "a"}], "message 1: {'role': 1, 'content': 'a'} has no role"),
         ([{"role": "user"}], "message 1 ('user') has no content"),
         ([{"role": "user", "content": ["a"]}], "message 1 ('user') has content of type list, not a string"),
-        ([{"from": "human", "value": "a"}], "write role for from and content for value"),
     ],
 )
 def test_malformed_messages_name_the_message(tmp_path: Path, messages: Any, words: str) -> None:
     assert words in refused(tmp_path, [{"messages": messages}])
+
+
+# As SmolLM2's: a system text of its own where the chat begins without one.
+SYSTEMATIC = (
+    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\nbe kind<|im_end|>\\n' }}{% endif %}" + CHATML
+)
+# As Llama 3's.
+TRIMMED = CHATML.replace("\\n' + message['content']", "\\n\\n' + message['content'] | trim").replace(
+    "assistant\\n", "assistant\\n\\n"
+)
+# The blank before an answer is not in what asks for one.
+VICUNA = (
+    "{{ 'be kind' }}{% for message in messages %}{% if message['role'] == 'user' %}{{ ' USER: ' + message['content'] }}"
+    "{% else %}{{ ' ASSISTANT: ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}"
+)
 
 
 def learnt(tokenizer: PreTrainedTokenizerFast, row: Any) -> str:
@@ -292,6 +321,33 @@ class TestWhatIsLearnt:
         tokens = Encoder(tokenizer).encode(chat(*CHAT), "")
         assert (tokens.ids[: len(given)], tokens.learnt.index(True)) == (given, len(given))
 
+    @pytest.mark.parametrize(
+        ("template", "before", "turn"),
+        [
+            (CHATML, "<|im_start|>assistant\n", "[hello<|im_end|>]\n"),
+            (SYSTEMATIC, "<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>assistant\n", "[hello<|im_end|>]\n"),
+            (TRIMMED, "<|im_start|>assistant\n\n", "[hello<|im_end|>]\n"),
+            (VICUNA, "be kind ASSISTANT:", "[ hello</s>]"),
+            (MARKED, "assistant>", "[hello</s>]\n"),
+        ],
+        ids=["chatml", "its own system text", "trimmed", "blank", "markers"],
+    )
+    @pytest.mark.parametrize("content", ["hello", "ahello", "bhello"])
+    def test_what_stands_before_a_greeting_is_given(self, template: str, before: str, turn: str, content: str) -> None:
+        """Nobody asks the model to write its own role, nor the system text that a template puts first."""
+        tokenizer, greeting = make_tokenizer(template), {"role": "assistant", "content": content}
+        turn = turn.replace("hello", content)
+        assert learnt(tokenizer, chat(greeting)) == before + turn
+        assert learnt(tokenizer, chat(greeting, QUESTION)).startswith(before + turn)
+        tokens = Encoder(tokenizer).encode(chat(greeting, *CHAT), "")
+        assert tokens.ids == tokenizer.apply_chat_template([greeting, *CHAT])["input_ids"]
+
+    @pytest.mark.parametrize("content", ["  hello \n", "", "\n\nhello"])
+    def test_a_greeting_that_is_trimmed(self, content: str) -> None:
+        greeting = {"role": "assistant", "content": content}
+        wanted = f"<|im_start|>assistant\n\n[{content.strip()}<|im_end|>]\n"
+        assert learnt(make_tokenizer(TRIMMED), chat(greeting)) == wanted
+
     def test_an_end_is_put_where_the_template_has_none(self) -> None:
         assert learnt(make_tokenizer(PLAIN), chat(*CHAT)) == "user>the film\nassistant>[is warm\n</s>]"
 
@@ -336,6 +392,10 @@ class TestTemplates:
     def test_its_own_refusal_is_told(self) -> None:
         with pytest.raises(Unlearnable, match=r"refused by the chat template \(roles must alternate user/assistant"):
             Encoder(make_tokenizer(LLAMA2)).encode(chat(QUESTION, QUESTION, ANSWER), "")
+
+    def test_so_is_that_of_a_greeting(self) -> None:
+        with pytest.raises(Unlearnable, match=r"refused by the chat template \(roles must alternate user/assistant"):
+            Encoder(make_tokenizer(LLAMA2)).encode(chat(ANSWER, *CHAT), "")
 
     def test_two_begin_tokens_are_refused(self) -> None:
         doubled = "{{ bos_token }}{{ bos_token }}" + PLAIN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -48,6 +49,19 @@ class ChatTemplate:
         found: str = self._applied(messages, tools, tokenize=False, add_generation_prompt=add_generation_prompt)
         return found
 
+    def before_first(self, message: dict[str, Any], tools: Tools = None) -> str:
+        """What is written before what a chat's first message says: a system text of its own, tools, the role.
+
+        That is what is the same whatever the message says; most templates fail on no messages. Up to where the template
+        asks for an answer, where it does, as in later turns. Raises Unlearnable when the template refuses the message.
+        """
+        text = self.text([message], tools)
+        others = [self.text([{"role": message["role"], "content": content}], tools) for content in ("a", "b")]
+        before = _common_start(text, *others)
+        asking = self.text([message], tools, add_generation_prompt=True).removeprefix(text)
+        end = before.rfind(asking) + len(asking) if asking in before else len(before)
+        return before if before[end:].strip() else before[:end]
+
     def marked(self, messages: Messages, tools: Tools = None) -> tuple[list[int], list[bool]]:
         """A chat as tokens, and which of them lie between the markers. Raises Unlearnable."""
         options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
@@ -84,3 +98,9 @@ class ChatTemplate:
         written = self._moment.strftime(format)
         self.asked_for.add(written)
         return written
+
+
+def _common_start(first: str, *others: str) -> str:
+    """What the texts begin with alike."""
+    alike = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(first, *others, strict=False))
+    return first[: sum(1 for _ in alike)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from finetune_api.exit_codes import ExitCode
@@ -21,17 +22,37 @@ def value_in(row: Row, column: str, field: str, report: DataReport) -> Any:
         raise TrainerError(
             ExitCode.DATA_INVALID,
             f"{report.source} {row.place}: no column {column!r}; it has {listed or 'none'}",
-            f"set data.columns.{field}; " + (nearest(column, found) or "it names the column to read"),
+            f"set data.columns.{field}; " + (nearest(column, found) or "it names the column to read")
+            if report.is_training
+            else f"rename the column there to {column!r}: all sources share data.columns, and the training rows fit it",
         )
-    return row.values.get(column)
+    return _but_for_nan(row.values.get(column))
+
+
+def optional_in(row: Row, column: str | None, field: str, report: DataReport) -> Any:
+    """What a row has in the column that is named for a field, or in that of its own name, which rows need not have."""
+    return _but_for_nan(row.values.get(field)) if column is None else value_in(row, column, field, report)
 
 
 def text_in(row: Row, column: str, field: str, report: DataReport) -> str:
     """The text in a column; empty where there is none."""
-    value = value_in(row, column, field, report)
+    return _as_text(value_in(row, column, field, report), row, column, field, report)
+
+
+def optional_text_in(row: Row, column: str | None, field: str, report: DataReport) -> str:
+    """The text in a column that rows need not have, unless it is named."""
+    return _as_text(optional_in(row, column, field, report), row, column or field, field, report)
+
+
+def _as_text(value: Any, row: Row, column: str, field: str, report: DataReport) -> str:
     if value is None or isinstance(value, str):
         return value or ""
     raise of_wrong_type(row, field, value, "a string", column, report)
+
+
+def _but_for_nan(value: Any) -> Any:
+    """A missing value as None: a table that has no other way to say so has a number that is none."""
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def of_wrong_type(row: Row, field: str, value: Any, wanted: str, column: str, report: DataReport) -> TrainerError:

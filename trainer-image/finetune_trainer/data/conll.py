@@ -13,6 +13,8 @@ Sentence = tuple[int, list[str], list[str] | None]
 """The line it starts on, its words and their tags; none in a file of words alone."""
 
 _DOCUMENT = "-DOCSTART-"
+# Other blanks, such as the no-break space of "10 000", are part of a word.
+_BLANKS = " \t"
 # "# sent_id = 3" of CoNLL-U and "# id 5239 domain=train" of MultiCoNER; a line "# O" is a word.
 _COMMENT = re.compile(r"#\s*(id\s|[^\s=]+\s*=)")
 
@@ -41,9 +43,12 @@ def read_sentences(path: Path) -> Iterator[Sentence]:
 
 def _columns(line: str) -> list[str]:
     """Between tabs where there are any, so that a word may hold a space; else between spaces. None of a blank line."""
-    if not line.strip():
+    line = line.rstrip("\r\n")
+    if not line.strip(_BLANKS):
         return []
-    return [column.strip() for column in line.split("\t")] if "\t" in line else line.split()
+    if "\t" in line:
+        return [column.strip(_BLANKS) for column in line.split("\t")]
+    return [column for column in line.split(" ") if column]
 
 
 def _check(path: Path, number: int, columns: list[str], num_columns: int) -> None:

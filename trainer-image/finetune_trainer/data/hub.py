@@ -250,7 +250,7 @@ def _network_error(causes: list[BaseException], uri: str) -> TrainerError | None
     return TrainerError(
         ExitCode.NETWORK_UNAVAILABLE,
         f"{uri}: the hub cannot be reached: {_one_line(causes[-1])}",
-        "check the network, HF_ENDPOINT and proxies",
+        "check the network, proxies (HTTPS_PROXY), and HF_ENDPOINT, which for pods the trainer's image sets",
     )
 
 

@@ -14,7 +14,14 @@ from transformers import PreTrainedTokenizerBase
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.data.chat_template import ChatTemplate, Messages, Tools
 from finetune_trainer.data.formats import shown
-from finetune_trainer.data.text_generation import ASSISTANT, Chat, GenerationRow, PlainText, PromptCompletion
+from finetune_trainer.data.generation_rows import (
+    ASSISTANT,
+    Chat,
+    GenerationRow,
+    Instruction,
+    PlainText,
+    PromptCompletion,
+)
 from finetune_trainer.errors import TrainerError
 
 
@@ -56,6 +63,10 @@ class Encoder:
         tokens = self._encode(row, f"{source} {row.place}", is_labelled)
         return tokens if is_labelled else Tokens(tokens.ids, [False] * len(tokens.ids))
 
+    def put(self, row: Instruction) -> Chat | PromptCompletion:
+        """An instruction as this tokenizer's models are used to reading one: as a chat where they know chats."""
+        return row.as_prompt() if self.template.source() is None else row.as_chat()
+
     def _encode(self, row: GenerationRow, where: str, is_labelled: bool) -> Tokens:
         match row:
             case PlainText(text=text):
@@ -69,6 +80,8 @@ class Encoder:
                 ids = [*self._started(self._extended(given, prompt, prompt + completion)), self._eos]
                 num_given = len(self._started(given))
                 return Tokens(ids, [False] * num_given + [True] * (len(ids) - num_given))
+            case Instruction():
+                return self._encode(self.put(row), where, is_labelled)
             case Chat(messages=messages, tools=tools):
                 return self._chat(messages, tools, where, is_labelled)
             case _:
@@ -128,7 +141,11 @@ class Encoder:
         text, ids, learnt = "", list[int](), list[bool]()
         for number, message in enumerate(messages):
             if message["role"] == ASSISTANT:
-                given = self.template.text(messages[:number], tools, add_generation_prompt=True) if number else ""
+                given = (
+                    self.template.text(messages[:number], tools, add_generation_prompt=True)
+                    if number
+                    else self.template.before_first(message, tools)
+                )
                 ids = self._grown(ids, text, given, where)
                 learnt += [False] * (len(ids) - len(learnt))
                 text = self.template.text(messages[: number + 1], tools)

@@ -13,6 +13,8 @@ class DataReport:
     """What became of the rows of one source."""
 
     source: str
+    is_training: bool = True
+    """Whether they are the training rows, by which data.columns is set."""
     num_read: int = 0
     num_kept: int = 0
     num_held_out: int = 0

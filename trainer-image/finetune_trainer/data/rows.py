@@ -100,7 +100,7 @@ def load(run: Run, check: Check[RowT], given: Callable[[RowT], str] = key_of) ->
 
 
 def _read(source: DataSource, run: Run, splits: tuple[str, ...], check: Check[RowT], is_labelled: bool) -> Part[RowT]:
-    report = DataReport(source.uri)
+    report = DataReport(source.uri, is_training=source is run.spec.data.train)
     rows = []
     for row in read_rows(source, run, splits):
         report.num_read += 1

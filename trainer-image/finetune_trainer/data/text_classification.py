@@ -20,6 +20,8 @@ from finetune_trainer.errors import TrainerError
 
 _MAX_LABELS = 10_000
 _SHOWN = 5
+_EXACT = 2.0**53
+"""From there on not every whole number has a float of its own."""
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 
 
@@ -84,12 +86,14 @@ def _label(row: Row, column: str, report: DataReport) -> str:
     value = value_in(row, column, "label", report)
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
+        return str(int(value))  # a table with a missing number has made floats of the others
     if value is None or isinstance(value, int | str):
         return "" if value is None else str(value).strip()
     raise TrainerError(
         ExitCode.DATA_INVALID,
         f"{report.source} {row.place}: the label {shown(value)} is of type {type(value).__name__}, "
-        "not a string, integer or boolean",
+        "not a string, whole number or boolean",
         f"write labels as names; is {column!r} the right column for data.columns.label?",
     )
 

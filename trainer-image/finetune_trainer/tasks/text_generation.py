@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.run import Run
 from finetune_trainer.batching import NO_UNIT, UNLABELED, Batch, Example
 from finetune_trainer.data import text_generation as data
 from finetune_trainer.data.chat_template import Unlearnable
+from finetune_trainer.data.generation_rows import Chat, GenerationRow, Instruction, PlainText
 from finetune_trainer.data.learnt_tokens import Encoder, Tokens
 from finetune_trainer.data.packing import can_pack, can_select, collate_tokens, targets_of
 from finetune_trainer.data.report import DataReport
@@ -24,6 +25,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.model_checks import check_directory
 from finetune_trainer.models import Loaded, load_model, load_tokenizer
 from finetune_trainer.perplexity import PerplexityMetrics
+from finetune_trainer.tasks.generation_settings import stop_at
 from finetune_trainer.tasks.limits import check_vocabulary, max_length
 
 DEFAULT_MAX_LENGTH = 512
@@ -45,7 +47,7 @@ class TextGeneration:
     baseline: float | None = None
 
     def __init__(
-        self, run: Run, rows: Rows[data.GenerationRow], directory: Path, tokenizer: PreTrainedTokenizerBase, length: int
+        self, run: Run, rows: Rows[GenerationRow], directory: Path, tokenizer: PreTrainedTokenizerBase, length: int
     ):
         self._rows = rows
         self._directory = directory
@@ -78,8 +80,9 @@ class TextGeneration:
         """A pretrained language model; tries how batches may be made for it."""
         loaded = load_model(AutoModelForCausalLM, directory or self._directory, self.tokenizer)
         check_vocabulary(loaded, directory or self._directory, (*self.train, *self.evaluation, *self.retention))
-        _stop_at(loaded.model, self._encoder.end_ids)
         is_first = directory is None
+        if is_first:  # a teacher's stays with it
+            stop_at(loaded.model.generation_config, self._encoder.end_ids, self._directory)
         was_training = loaded.model.training
         loaded.model.eval()
         # A teacher sees the same batches, so it has a say too.
@@ -114,7 +117,7 @@ class TextGeneration:
         texts = [self.tokenizer.decode(example.input_ids[:_PROBE_LENGTH]) for example in examples]
         return {"text": texts, "max_length": min(self.max_length, _PROBE_LENGTH)}
 
-    def _examples(self, part: Part[data.GenerationRow] | None, is_labelled: bool = True) -> list[Example]:
+    def _examples(self, part: Part[GenerationRow] | None, is_labelled: bool = True) -> list[Example]:
         """The rows as examples; those that are truncated, or left with nothing to learn, are counted."""
         if part is None:
             return []
@@ -134,33 +137,35 @@ class TextGeneration:
         self._check_share(part, bool(examples))
         return examples
 
-    def _pieces(self, tokens: Tokens, row: data.GenerationRow, report: DataReport) -> list[Tokens]:
+    def _pieces(self, tokens: Tokens, row: GenerationRow, report: DataReport) -> list[Tokens]:
         """Plain text that is too long in pieces, each token learnt once; other rows whole, to be truncated."""
         ids, learnt, length = tokens.ids, tokens.learnt, self.max_length
-        if len(ids) <= length or not isinstance(row, data.PlainText):
+        if len(ids) <= length or not isinstance(row, PlainText):
             return [tokens]
         report.note("longer than maxLength, in pieces", row.place)
         # The last token of a piece is the first of the next, or that one's first would never be learnt.
         starts = range(0, len(ids) - 1, length - 1)
         return [Tokens(ids[start : start + length], learnt[start : start + length]) for start in starts]
 
-    def _leaves_tools_out(self, row: data.GenerationRow) -> bool:
-        if not isinstance(row, data.Chat) or row.tools is None:
+    def _leaves_tools_out(self, row: GenerationRow) -> bool:
+        if not isinstance(row, Chat) or row.tools is None:
             return False
         return not self._encoder.template.writes(row.messages, row.tools)
 
     def _template_report(self) -> list[str]:
         """Which template wrote the chats: with another one the model would read what it never saw."""
-        if not any(isinstance(row, data.Chat) for row in self._rows.train.rows):
+        template, kinds = self._encoder.template, {type(row) for row in self._rows.train.rows}
+        if template.source() is None and Instruction in kinds:
+            return ["the tokenizer has no chat template: instructions are put as in Alpaca's prompts"]
+        if kinds.isdisjoint((Chat, Instruction)):
             return []
-        template = self._encoder.template
         digest = hashlib.sha256((template.source() or "").encode()).hexdigest()
         line = f"chat template: sha256 {digest[:16]}"
         if template.asked_for:
             line += f"; it asks for the date, and is told that of the job's first start: {min(template.asked_for)}"
         return [line]
 
-    def _check_share(self, part: Part[data.GenerationRow], any_left: bool) -> None:
+    def _check_share(self, part: Part[GenerationRow], any_left: bool) -> None:
         """Raise TrainerError when too many rows turned out unusable once they were tokens."""
         report, limit = part.report, self._max_dropped_fraction
         if any_left and report.unusable_fraction <= limit:
@@ -186,13 +191,3 @@ def _example(tokens: Tokens, max_length: int, is_labelled: bool, row: int) -> Ex
     else:  # what comes after the last token is not known, but a teacher has an opinion
         target = [UNLABELED] * len(ids)
     return Example(ids, None, target, row=row)
-
-
-def _stop_at(model: PreTrainedModel, end_ids: set[int]) -> None:
-    """Let the model's generation end where its training texts ended."""
-    config = model.generation_config
-    known = config.eos_token_id
-    before = set() if known is None else set(known) if isinstance(known, list) else {known}
-    if not end_ids <= before:
-        ends = sorted(before | end_ids)
-        config.eos_token_id = ends if len(ends) > 1 else ends[0]
