@@ -328,7 +328,11 @@ def scripted(loop: TrainingLoop, values: list[float], metric: str = "accuracy") 
         ([0.5, 0.6, 0.7, 0.6, 0.6, 0.7], 2, "0", 8, 4, True),
         ([0.5, 0.6, 0.6, 0.6, 0.6], 2, "0", 6, 2, True),  # equal is no gain
         ([0.5, 0.6, 0.5, 0.7, 0.5, 0.8], 2, "0", 10, 10, False),  # a gain starts patience anew
-        ([0.5, 0.6, 0.61, 0.62, 0.0], 2, "0.05", 6, 2, True),  # too small a gain is none
+        # Too small a gain spends patience, as none would; but what was trained is better, and the result is the best.
+        ([0.5, 0.6, 0.61, 0.62, 0.0], 2, "0.05", 6, 6, True),
+        ([0.5, 0.6, 0.61, 0.58, 0.7], 2, "0.05", 6, 4, True),
+        ([0.5, 0.6, 0.64, 0.68, 0.72, 0.76], 3, "0.05", 8, 8, True),  # small gains do not add up to a large one
+        ([0.5, 0.6, 0.62, 0.7, 0.7, 0.7], 2, "0.05", 10, 6, False),  # a large one starts patience anew
         ([0.5, 0.6, 0.5, 0.5, 0.5, 0.5, 0.6], 4, "0", 10, 2, False),  # patience runs out at the very end
         ([0.9, 0.6, 0.5, 0.4, 0.6], 2, "0", 6, 2, True),  # the untrained model is no candidate
     ],

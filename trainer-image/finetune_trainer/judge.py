@@ -94,21 +94,29 @@ class Judge:
         """Keep the weights when they are the best so far; stop when patience is out.
 
         Not before the stage of training whose weights may be the result; nor is patience tried before all is trained.
+        Any gain over the best is kept, and one of minDelta starts patience anew: slow ones add up to a better model,
+        but do not let a run go on.
         """
         stopping, retention = self._spec.early_stopping, self._spec.retention
         rolls_back = retention is not None and retention.on_forgetting == OnForgetting.ROLL_BACK
         if (stopping is None and not rolls_back) or state.step <= self._tuning.result_after:
             return
-        value = state.last[self.metric]
-        sign = 1 if self.metric.higher_is_better else -1
-        min_delta = stopping.min_delta if stopping else 0.0
-        is_better = state.best_value is None or sign * (value - state.best_value) > min_delta
-        if is_better and not self._forgets(state):
-            state.best_value, state.best_step, state.evaluations_without_gain = value, state.step, 0
+        gain = 0.0 if self._forgets(state) else self._gain(state)
+        if gain > 0:
+            state.best_value, state.best_step = state.last[self.metric], state.step
             self._checkpoints.save_best(state.step, weights())
-        elif stopping and state.step > self._tuning.patience_after:
+        if stopping is None or gain > stopping.min_delta:
+            state.evaluations_without_gain = 0
+        elif state.step > self._tuning.patience_after:
             state.evaluations_without_gain += 1
             state.stopped_early = not is_last and state.evaluations_without_gain >= stopping.patience
+
+    def _gain(self, state: RunState) -> float:
+        """By how much the newest evaluation is better than the best that was kept; infinite where none was."""
+        if state.best_value is None:
+            return math.inf
+        change = state.last[self.metric] - state.best_value
+        return change if self.metric.higher_is_better else -change
 
     def best(self, state: RunState) -> dict[str, Tensor] | None:
         """The weights that are the result, unless those are the last.
