@@ -227,5 +227,5 @@ def test_a_hostile_name_is_only_words_in_the_model_card(tmp_path: Path) -> None:
     assert finish(run).exit_code == 0
     card = (tmp_path / "out" / "README.md").read_text()
     head = yaml.load(card.split("---\n")[1], yaml.CSafeLoader)
-    assert set(head) == {"base_model", "library_name", "pipeline_tag", "tags"}
+    assert set(head) == {"library_name", "pipeline_tag", "tags"}
     assert not [line for line in card.splitlines() if line.startswith("2026-01-01")]

@@ -17,7 +17,7 @@ from finetune_api.exit_codes import ExitCode
 from finetune_trainer.batching import Batch, Example
 from trainer.adapted import FAMILY, TASKS, TYPES, adapter_run, in_memory, load, make_base, outputs
 from trainer.runs import complete, finish, make_loop, output, without_dropout
-from trainer.tiny import make_model
+from trainer.tiny import KINDS, make_model
 from trainer.tiny_lm import make_lm
 
 pytestmark = pytest.mark.usefixtures("unchecked_export")
@@ -221,6 +221,18 @@ class TestIa3:
         factors = {id(one.parameter) for name, one in loop.tuning.trained.items() if ".ia3_l." in name}
         decays = {g["weight_decay"] for g in loop.optimizer.param_groups for p in g["params"] if id(p) in factors}
         assert decays == {0.0}
+
+    def test_the_first_deberta_is_not_said_to_be_known(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A bottleneck has its places there; IA3 has them in the later versions alone."""
+        shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+        shape |= {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0}
+        monkeypatch.setitem(KINDS, "deberta", ("DebertaModel", shape))
+        base = make_model(tmp_path / "base", "deberta")
+        termination = finish(adapter_run(tmp_path / "ia3", "TextClassification", base, TYPES["ia3"]))
+        assert termination.exit_code == ExitCode.MODEL_INVALID
+        assert "no place for IA3 is known in DebertaForSequenceClassification" in termination.message
+        assert "ELECTRA, DeBERTa v2 and v3, DistilBERT" in termination.message
+        make_loop(adapter_run(tmp_path / "pfeiffer", "TextClassification", base, TYPES["pfeiffer"]))
 
     def test_an_unknown_architecture_is_refused_until_modules_are_named(self, tmp_path: Path) -> None:
         base = make_lm(tmp_path / "base", "bloom")

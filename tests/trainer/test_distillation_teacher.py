@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -348,6 +349,19 @@ class TestStudentLayers:
         next(module for path, module in model.named_modules() if path.endswith("layer.1.attention.self")).scaling = 2.0
         with pytest.raises(TrainerError, match="its configuration cannot describe them"):
             keep_layers(model, [1, 3])
+
+    @pytest.mark.parametrize("head", ["SequenceClassification", "TokenClassification", "QuestionAnswering"])
+    def test_a_configuration_that_counts_blocks(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str
+    ) -> None:
+        """Of some heads, Funnel's model has one list of as many layers as its configuration counts: the decoder's."""
+        shape = {"block_sizes": [1, 1], "d_model": 32, "n_head": 2, "d_head": 16, "d_inner": 64}
+        monkeypatch.setitem(KINDS, "funnel", ("FunnelModel", shape))
+        directory = make_model(tmp_path / "model", "funnel")
+        model = getattr(transformers, f"AutoModelFor{head}").from_pretrained(directory)
+        with pytest.raises(TrainerError, match="layers cannot be chosen of funnel: its ") as caught:
+            keep_layers(model, [1])
+        assert caught.value.code == ExitCode.MODEL_INVALID
 
     def test_more_than_there_are(self, base: Path, tmp_path: Path) -> None:
         termination = finish(self.run(tmp_path, base, [0, 4]))

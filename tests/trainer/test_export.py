@@ -12,15 +12,18 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from huggingface_hub.utils import validate_repo_id
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.run import Run
+from finetune_api.v1alpha1.sources import ModelSource
 from finetune_api.v1alpha1.strategy import Strategy
 from finetune_trainer import storage
 from finetune_trainer.adapters.modeling_adapters import AdaptedForSequenceClassification
 from finetune_trainer.export import reload
+from finetune_trainer.export.card import model_card
 from trainer.runs import complete, finish, leftovers, make_loop, output
 from trainer.tiny import FULL, HOULSBY, KINDS, LORA, PFEIFFER, STRATEGIES, make_model, make_run, write_rows
 
@@ -118,12 +121,42 @@ class TestCard:
 
     def test_says_figures_data_and_the_job(self, card: str, tiny_bert: Path) -> None:
         header = yaml.safe_load(card.split("---\n")[1])
-        assert header["base_model"] == f"file://{tiny_bert}"
+        assert f"The base model is `file://{tiny_bert}`." in card
         assert header["pipeline_tag"] == "text-classification"
         assert "| accuracy | 0." in card
         assert "1 dropped" in card or "dropped 1" in card, card
         spec = yaml.safe_load(card.rpartition("```yaml\n")[2].partition("```")[0])
         assert Strategy.model_validate(spec["strategy"]) == Strategy.model_validate(HOULSBY)
+
+    @pytest.mark.parametrize(
+        ("source", "named", "said"),
+        [
+            ({"uri": "hf://owner/name"}, "owner/name", "The base model is `hf://owner/name`.\n"),
+            (
+                {"uri": "hf://owner/name", "revision": "refs/pr/1"},
+                "owner/name",
+                "The base model is `hf://owner/name`, revision `refs/pr/1`.\n",
+            ),
+            ({"uri": "pvc://models/bert"}, None, "The base model is `pvc://models/bert`.\n"),
+            ({"uri": "s3://bucket/bert"}, None, "The base model is `s3://bucket/bert`.\n"),
+            ({"uri": "file:///models/bert"}, None, "The base model is `file:///models/bert`.\n"),
+        ],
+    )
+    def test_the_hub_would_take_its_header(
+        self, tiny_bert: Path, tmp_path: Path, source: dict[str, str], named: str | None, said: str
+    ) -> None:
+        """Its check of a card's header wants the name of a repository as the base model, by its own library's rules."""
+        run = make_run(tmp_path, tiny_bert, LORA, training={"maxSteps": 2})
+        result = complete(run).result
+        assert result is not None
+        loop = make_loop(run)
+        named_so = run.spec.model_copy(update={"model": ModelSource.model_validate(source)})
+        card = model_card(run.model_copy(update={"spec": named_so}), result, loop.task, loop.tuning, 0.0)
+        header = yaml.safe_load(card.split("---\n")[1])
+        assert header.get("base_model") == named
+        if named is not None:
+            validate_repo_id(header["base_model"])
+        assert said in card
 
 
 def test_a_model_that_comes_back_differently_is_no_success(

@@ -317,9 +317,11 @@ class TestTokenizer:
             model
         )
 
-    def test_pads_on_the_right_whatever_it_says(self, model: Path) -> None:
-        edit(model / "tokenizer_config.json", padding_side="left")
-        assert load_tokenizer(model).padding_side == "right"
+    @pytest.mark.parametrize("side", ["left", "right"])
+    def test_pads_on_the_side_that_it_says(self, model: Path, side: str) -> None:
+        """It is saved with what was tuned; batches of training are padded without it."""
+        edit(model / "tokenizer_config.json", padding_side=side)
+        assert load_tokenizer(model).padding_side == side
 
 
 HEADS: list[tuple[str, dict[str, Any], set[str]]] = [

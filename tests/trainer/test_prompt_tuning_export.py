@@ -12,12 +12,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from finetune_api.exit_codes import ExitCode
 from finetune_api.run import Run
 from finetune_trainer.loop import TrainingLoop
 from trainer.extraction import asking_run, tagging_run
-from trainer.runs import complete, make_loop, output
+from trainer.runs import complete, finish, make_loop, output
 from trainer.test_prompt_tuning import TYPES, prompt
-from trainer.tiny import make_model, make_run
+from trainer.tiny import FULL, make_model, make_run
 from trainer.tiny_lm import ODD_KINDS, make_lm, make_lm_run
 
 TEXTS = [{"text": "the film was fresh and"}, {"text": "a dull story in the city house and a long road to it"}]
@@ -52,6 +53,15 @@ class TestWithTheModel:
         run = make(tmp_path, tiny_bert, prompt(type=prompt_type), training={"maxSteps": 3, "learningRate": "1e-2"})
         complete(run)
         assert (output(run) / "modeling_prompt.py").exists()
+
+    @pytest.mark.usefixtures("unchecked_export")
+    def test_an_output_is_no_base_model(self, tiny_bert: Path, tmp_path: Path) -> None:
+        run = make_run(tmp_path / "first", tiny_bert, prompt(), training={"maxSteps": 2})
+        complete(run)
+        termination = finish(make_run(tmp_path / "second", output(run), FULL))
+        assert termination.exit_code == ExitCode.MODEL_INVALID
+        assert "the output of a prompt tuning job, not a whole model" in termination.message
+        assert termination.hint == "name its base model"
 
     def test_classification_with_a_decoder(self, tmp_path: Path) -> None:
         base = make_model(tmp_path / "base", "llama")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,17 @@ from torch import nn
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.run import Run
+from finetune_api.v1alpha1.strategy import AdapterType
 from finetune_trainer.adapters.modeling_adapters import AdaptedLinear, BottleneckAdapter
 from finetune_trainer.loop import TrainingLoop
 from finetune_trainer.optim import Trained
-from finetune_trainer.strategies.full import depths
+from finetune_trainer.strategies.adapter import LEARNING_RATES
+from finetune_trainer.strategies.full import CAUSAL_LEARNING_RATE, depths
 from finetune_trainer.strategies.targets import head_modules
 from trainer.runs import finish, make_loop
 from trainer.tiny import FULL, HOULSBY, KINDS, LORA, PFEIFFER, STRATEGIES, make_model, make_run
 
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 ADAPTED_KINDS = sorted(set(KINDS) - {"mpnet"})
 
 
@@ -240,3 +244,14 @@ def test_trained_names_are_unique_and_of_parameters_that_need_gradients(tiny_ber
         assert len({id(entry.parameter) for entry in entries}) == len(entries)
         needing = {id(parameter) for parameter in loop.model.parameters() if parameter.requires_grad}
         assert needing == {id(entry.parameter) for entry in entries}
+
+
+def test_the_rates_that_are_documented_are_the_defaults() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|.+\| (\de-\d), (\de-\d) \|", (DOCS / "adapters.md").read_text(), re.MULTILINE)
+    assert {AdapterType(kind): (float(others), float(causal)) for kind, others, causal in rows} == LEARNING_RATES
+    causal = dict(
+        re.findall(r"^\| (full|LoRA.*?) \| (\de-\d)", (DOCS / "text-generation.md").read_text(), re.MULTILINE)
+    )
+    assert float(causal.pop("full")) == CAUSAL_LEARNING_RATE
+    [(kinds, rate)] = causal.items()
+    assert {LEARNING_RATES[AdapterType(kind)][1] for kind in kinds.split(", ")} == {float(rate)}

@@ -15,6 +15,16 @@ from finetune_trainer.errors import TrainerError
 
 COPY_AGAIN = "copy the model again; downloads may be incomplete"
 _ADAPTER_CONFIG = "adapter_config.json"
+# Kinds whose own code cannot be tuned on rows of many lengths, on any machine.
+_UNFIT = {
+    "mra": "its attention is nothing without a kernel that it downloads",
+    "reformer": "in training it reads texts of whole chunks only",
+}
+# What our own code writes around a model: the job that did, and what to do.
+_OUTPUTS = {
+    "finetune-adapters": ("an adapter", "name its base model here, and the output in strategy.adapter.stackOn"),
+    "finetune-prompt": ("a prompt tuning", "name its base model"),
+}
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -69,11 +79,9 @@ def _check_config(directory: Path) -> None:
             f"name them {weights.SINGLE}, and remove that line",
         )
     kind = config["model_type"]
-    if kind == "finetune-adapters":
-        raise invalid(
-            f"{directory}: the output of an adapter job, not a whole model",
-            "name its base model here, and the output in strategy.adapter.stackOn",
-        )
+    if kind in _OUTPUTS:
+        job, hint = _OUTPUTS[kind]
+        raise invalid(f"{directory}: the output of {job} job, not a whole model", hint)
     if kind not in CONFIG_MAPPING:
         if "auto_map" in config:
             raise invalid(
@@ -84,6 +92,8 @@ def _check_config(directory: Path) -> None:
             f"{file}: the model_type {kind!r} is not known to transformers",
             nearest(kind, list(CONFIG_MAPPING)) or "use a model whose architecture transformers has",
         )
+    if kind in _UNFIT:
+        raise invalid(f"{file}: models of the kind {kind!r} cannot be tuned: {_UNFIT[kind]}", "use one of another kind")
     try:
         AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:

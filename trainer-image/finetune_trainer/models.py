@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -53,7 +53,6 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
             "the directory needs tokenizer.json or the tokenizer's own files",
         )
     _pad_within(directory, tokenizer)
-    tokenizer.padding_side = "right"
     tokenizer.init_kwargs.pop("auto_map", None)  # or what is exported would name that code again
     return tokenizer
 
@@ -122,6 +121,7 @@ def load_model(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # a head for other labels is replaced; the body is checked below
             pad_token_id=tokenizer.pad_token_id,
+            **_settled(directory),
             **config,
         )
     except Exception as error:
@@ -146,6 +146,16 @@ def load_model(
     return Loaded(model, tokenizer, frozenset(name for name in names if name in new or name not in inside))
 
 
+def _settled(directory: Path) -> dict[str, Any]:
+    """What a model would decide by the inputs that it sees, decided before.
+
+    BigBird gives up its sparse attention for good at the first short input: another one would be trained than is saved.
+    """
+    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    is_sparse = getattr(config, "attention_type", None) == "block_sparse"
+    return {"attention_type": "original_full"} if is_sparse else {}
+
+
 def body_parameters(model: PreTrainedModel) -> set[str]:
     """Names of the parameters of a model's body; of all where it cannot be told apart."""
     names = {name for name, _ in model.named_parameters()}
@@ -163,6 +173,15 @@ def body_parameters(model: PreTrainedModel) -> set[str]:
 def body_prefix(model: PreTrainedModel) -> str:
     """What the names of parameters in a model's `base_model` have before them in the model."""
     return f"{model.base_model_prefix}." if model.base_model is not model else ""
+
+
+def token_table(model: PreTrainedModel) -> Tensor | None:
+    """The embeddings of a model's tokens, a row each; None where it has none, as CANINE, which hashes characters."""
+    try:
+        table: Tensor = model.get_input_embeddings().weight
+    except NotImplementedError:
+        return None
+    return table
 
 
 def num_parameters(parameters: Any) -> int:
@@ -184,7 +203,7 @@ def _train_every_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
     others = (getattr(tokenizer, f"{name}_token_id") for name in ("eos", "bos", "unk", "sep", "cls", "mask"))
     if tokenizer.pad_token_id not in others:
         return
-    table = model.get_input_embeddings().weight
+    table = token_table(model)
     for module in model.modules():
         if isinstance(module, nn.Embedding) and module.weight is table:
             module.padding_idx = None

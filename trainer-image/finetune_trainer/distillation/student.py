@@ -20,6 +20,7 @@ _LAYER_COUNTS = ("n_layer", "n_layers", "num_layers", "num_hidden_layers")
 _STATES = ("training", "_is_hf_initialized")
 # Lists that may be as long as there are layers, and are of something else.
 _NO_LISTS_OF_LAYERS = ("architectures", "eos_token_id", "pos_att_type")
+_INDESCRIBABLE = "its configuration cannot describe them"
 
 
 def keep_layers(model: PreTrainedModel, chosen: Sequence[int]) -> None:
@@ -45,7 +46,10 @@ def keep_layers(model: PreTrainedModel, chosen: Sequence[int]) -> None:
             vars(module).update({name: number for name in _LAYER_NUMBERS if vars(module).get(name) is not None})
     for module in model.modules():
         vars(module).update({name: len(chosen) for name in _LAYER_COUNTS if vars(module).get(name) == num_layers})
-    _cut(config, num_layers, chosen)
+    try:
+        _cut(config, num_layers, chosen)
+    except (NotImplementedError, AttributeError):  # Funnel counts its layers by blocks
+        raise _refused(model, _INDESCRIBABLE) from None
     _check_config(model, stack)
 
 
@@ -95,9 +99,9 @@ def _check_config(model: PreTrainedModel, stack: str) -> None:
         with torch.device("meta"):
             described = type(model)(config)
     except Exception:
-        raise _refused(model, "its configuration cannot describe them") from None
+        raise _refused(model, _INDESCRIBABLE) from None
     if _outline(described, stack) != _outline(model, stack):
-        raise _refused(model, "its configuration cannot describe them")
+        raise _refused(model, _INDESCRIBABLE)
 
 
 def _outline(model: PreTrainedModel, stack: str) -> dict[str, Any]:

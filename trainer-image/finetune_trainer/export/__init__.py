@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from finetune_api.exit_codes import ExitCode
-from finetune_trainer import storage
+from finetune_trainer import hold, storage
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.export import reload
 from finetune_trainer.strategies import Tuning
@@ -31,7 +31,14 @@ def check_target(target: Path) -> None:
             f"output {target} is the root of a volume, which cannot be replaced as a whole",
             "name a directory in it",
         )
-    if target.is_dir() and (foreign := storage.foreign_files(target)):
+    written, foreign = hold.writers_within(target, storage.foreign_files(target) if target.is_dir() else [])
+    if written:
+        raise TrainerError(
+            ExitCode.WORK_DIRECTORY_BUSY,
+            f"another job is at work that writes {target / written[0]}, in the output {target}",
+            "name another directory",
+        )
+    if foreign:
         raise TrainerError(
             ExitCode.OUTPUT_REFUSED,
             f"output {target} holds files that were not written by a FineTuneJob: {', '.join(foreign[:3])}"
@@ -66,7 +73,9 @@ def export(
     They are compared by their logits for a few evaluation inputs; `card` gets the largest difference and returns the
     model card. `downloads` says where a base model lies that is named by its URI.
     """
-    inputs = {"truncation": True, "max_length": task.max_length, "padding": True, **task.probes(NUM_PROBES)}
+    # Padded as in training, whatever side the tokenizer prefers, which is saved as the base model's.
+    padding = {"padding": True, "padding_side": "right"}
+    inputs = {"truncation": True, "max_length": task.max_length, **padding, **task.probes(NUM_PROBES)}
 
     def fill(directory: Path) -> None:
         tuning.save(directory)

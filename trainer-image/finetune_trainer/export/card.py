@@ -8,11 +8,13 @@ from finetune_api.documents import write_document
 from finetune_api.problems import printable
 from finetune_api.run import Run
 from finetune_api.v1alpha1.job import Task
+from finetune_api.v1alpha1.sources import ModelSource
 from finetune_api.v1alpha1.status import Result, StrategyChoice
 from finetune_api.values import finite_or_none
 from finetune_trainer.strategies import Tuning
 from finetune_trainer.tasks import Task as TaskData
 
+_HUB = "hf://"
 _PIPELINES = {
     Task.TEXT_CLASSIFICATION: "text-classification",
     Task.TEXT_GENERATION: "text-generation",
@@ -63,8 +65,7 @@ def model_card(
     `choice` says why the run has its strategy, where strategy.auto chose it.
     """
     spec = run.spec
-    header = {
-        "base_model": spec.model.uri.removeprefix("hf://") if spec.model.uri.startswith("hf://") else spec.model.uri,
+    header = _base_of_hub(spec.model) | {
         "library_name": "peft" if tuning.loader == "peft" else "transformers",
         "pipeline_tag": _PIPELINES[spec.task],
         "tags": ["finetune-operator", spec.strategy.name.lower()],
@@ -76,6 +77,7 @@ def model_card(
 # {printable(run.name)}
 
 Tuned by FineTuneJob `{printable(f"{run.namespace}/{run.name}")}`: {spec.task}, strategy {spec.strategy.name}.
+The base model is {_named(spec.model)}.
 
 | | before | after |
 |---|---|---|
@@ -99,6 +101,17 @@ Tuned by FineTuneJob `{printable(f"{run.namespace}/{run.name}")}`: {spec.task}, 
 ```yaml
 {write_document(spec.to_json())}```
 """
+
+
+def _base_of_hub(model: ModelSource) -> dict[str, str]:
+    """The hub's own name of the base model; it refuses a card that has another there."""
+    return {"base_model": model.uri.removeprefix(_HUB)} if model.uri.startswith(_HUB) else {}
+
+
+def _named(model: ModelSource) -> str:
+    """The base model in words."""
+    revision = f", revision `{printable(model.revision)}`" if model.revision is not None else ""
+    return f"`{printable(model.uri)}`{revision}"
 
 
 def _loading(tuning: Tuning, model_class: str, base_uri: str) -> str:

@@ -113,7 +113,7 @@ def initial_prefix(
 
 def _from_cache(body: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[Sequence[tuple[Tensor, Tensor]], list[str]]:
     """Keys and values of a decoder's layers, each [1, H, P, K]; none when its cache holds something else."""
-    cache = body(**inputs, use_cache=True).past_key_values
+    cache = getattr(body(**inputs, use_cache=True), "past_key_values", None)  # RecurrentGemma keeps its own to itself
     layers = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in getattr(cache, "layers", ())]
     return [(keys, values) for keys, values in layers if keys is not None and values is not None], []
 

@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import (
 from finetune_api.exit_codes import ExitCode
 from finetune_api.v1alpha1.strategy import PromptTuningStrategy, PromptType
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.models import token_table
 
 
 def is_decoder(config: PretrainedConfig) -> bool:
@@ -64,7 +65,7 @@ def body_of(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> tuple[str, 
 def check_architecture(strategy: PromptTuningStrategy, model: PreTrainedModel, body: PreTrainedModel) -> None:
     """Raise TrainerError when a model cannot take a prompt of embeddings, or a decoder no prefix."""
     parameters = inspect.signature(type(body).forward).parameters
-    if "inputs_embeds" not in parameters:
+    if "inputs_embeds" not in parameters or token_table(body) is None:
         raise refused(strategy, model, "it takes token numbers only, no embeddings")
     if strategy.type == PromptType.PREFIX and is_decoder(model.config) and "past_key_values" not in parameters:
         raise refused(strategy, model, "it takes no keys and values of earlier tokens")

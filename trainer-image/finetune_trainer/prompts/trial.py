@@ -30,7 +30,7 @@ def check_read(strategy: PromptTuningStrategy, model: PromptedModel, inputs: Map
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):  # dropout must not change later draws
             learnt = logits_of(model(**inputs)).sum()
         gradients = torch.autograd.grad(learnt, prompt, allow_unused=True) if learnt.requires_grad else ()
-    if all(gradient is None for gradient in gradients):
+    if all(gradient is None or not gradient.any() for gradient in gradients):
         raise refused(strategy, model.model, "what it computes does not depend on one")
     return logits
 

@@ -30,6 +30,7 @@ TASK_TYPES = {
     TaskName.QUESTION_ANSWERING: peft.TaskType.QUESTION_ANS,
     TaskName.TEXT_GENERATION: peft.TaskType.CAUSAL_LM,
 }
+_TUNED = peft.tuners.tuners_utils.BaseTunerLayer
 
 
 def prepare_lora(
@@ -46,11 +47,7 @@ def prepare_lora(
     try:
         model = peft.get_peft_model(loaded.model, config)
     except ValueError as error:
-        raise TrainerError(
-            ExitCode.SPEC_INVALID,
-            f"spec.strategy.adapter.targetModules: {str(error).splitlines()[0][:300]}",
-            "name modules of the model, or leave it out for all linear layers",
-        ) from None
+        raise _impossible(strategy, loaded.model, str(error)) from None
     trained = {
         # Shrinking IA3's factors towards zero would shrink the activations themselves.
         name: Trained(parameter, is_head="modules_to_save" in name, is_decayed=".ia3_l." not in name)
@@ -80,6 +77,22 @@ def prepare_lora(
     return Tuning(model, trained, rate, save, "transformers" if strategy.merge else "peft", base_settings)
 
 
+def _impossible(strategy: AdapterStrategy, model: PreTrainedModel, words: str) -> TrainerError:
+    """The error for updates that peft cannot put into a model, by what it says."""
+    if "ParamWrapper" in words:  # peft's layer for weights that are a layer's for all experts at once
+        what = "DoRA" if strategy.type == AdapterType.DORA else "dropout"
+        return TrainerError(
+            ExitCode.SPEC_INVALID,
+            f"spec.strategy.adapter: {what} is not possible in the experts of {type(model).__name__}",
+            "use LoRA without dropout, or name layers outside the experts in targetModules, such as q_proj",
+        )
+    return TrainerError(
+        ExitCode.SPEC_INVALID,
+        f"spec.strategy.adapter.targetModules: {words.splitlines()[0][:300]}",
+        "name modules of the model, or leave it out for all linear layers",
+    )
+
+
 def _name_base(directory: Path, name: str) -> None:
     """Write what the base model is found by later; peft has put the directory there that it was read from."""
     path = directory / "adapter_config.json"
@@ -101,13 +114,22 @@ def _config(strategy: AdapterStrategy, run: Run, loaded: Loaded) -> peft.PeftCon
             feedforward_modules=targets.whole_path(targets.input_pattern()),
             **shared,
         )
-    targets.update_layers(strategy, loaded.model, loaded.head)  # for its checks; peft knows more kinds of layers
+    # For its checks; peft knows more kinds of layers.
+    known = targets.update_layers(strategy, loaded.model, loaded.head)
+    if strategy.target_modules is None and not known:
+        raise TrainerError(
+            ExitCode.MODEL_INVALID,
+            f"spec.strategy.adapter: no place for {strategy.type} is known in {type(loaded.model).__name__}: it has no "
+            "linear layers",
+            "use full tuning, or another model",
+        )
     rank = strategy.rank or DEFAULT_RANK
     return peft.LoraConfig(
         r=rank,
         lora_alpha=strategy.alpha or 2 * rank,
         lora_dropout=strategy.dropout,
         target_modules=list(strategy.target_modules) if strategy.target_modules else "all-linear",
+        exclude_modules=targets.passed_by(loaded.model) or None,
         use_rslora=strategy.type == AdapterType.RSLORA,
         use_dora=strategy.type == AdapterType.DORA,
         **shared,
@@ -138,9 +160,11 @@ def _merged_weights(base: PreTrainedModel) -> dict[str, Tensor]:
     merged: dict[str, Tensor] = {}
     layers: dict[str, Any] = {}
     for path, module in base.named_modules():
-        if isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer):
+        if isinstance(module, _TUNED) and not path.startswith(tuple(f"{outer}." for outer in layers)):
             layer = copy.deepcopy(module)
-            layer.merge(safe_merge=True)
+            for part in layer.modules():  # of experts, one update is around the next
+                if isinstance(part, _TUNED):
+                    part.merge(safe_merge=True)
             layers[path] = layer.get_base_layer().state_dict()
     for name, tensor in base.state_dict().items():
         path = next((path for path in layers if name.startswith(f"{path}.")), None)

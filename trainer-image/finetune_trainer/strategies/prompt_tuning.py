@@ -56,6 +56,8 @@ def prepare_prompt_tuning(
         tokenizer = copy.deepcopy(loaded.tokenizer)
         room = limit - positions_taken(strategy, loaded.model.config)
         tokenizer.model_max_length = min(tokenizer.model_max_length, room)
+        if not generates:
+            tokenizer.padding_side = "right"  # the model's own code counts the prompt's place from the left
         tokenizer.save_pretrained(directory)
         if generates:
             from finetune_trainer.prompts.peft_format import save_prompt  # peft takes seconds to import

@@ -40,9 +40,13 @@ KEYS_AND_VALUES = (
     r"attn\.Wqkv",
     r"attn\.c_attn",
 )
+# Mamba's layers, told by these parameters, read the weights of those two and pass the layers by, always or with faster
+# kernels: an update beside them counts for nothing.
+_STATE_SPACE = ("A_log", "D")
+_PASSED_BY = ("dt_proj", "out_proj")
 _KNOWN = (
-    "known are BERT, RoBERTa, ELECTRA, DeBERTa, DistilBERT, ModernBERT, GPT-2, and decoders with o_proj and down_proj "
-    "(Llama, Mistral, Qwen, Gemma)"
+    "known are BERT, RoBERTa, ELECTRA, DeBERTa{versions}, DistilBERT, ModernBERT, GPT-2, and decoders with o_proj and "
+    "down_proj (Llama, Mistral, Qwen, Gemma)"
 )
 
 
@@ -58,7 +62,8 @@ def bottleneck_layers(model: PreTrainedModel, placement: Placement) -> list[str]
     if not attention or len(attention) != len(feed_forward):  # a place for only some layers is no known one either
         raise TrainerError(
             ExitCode.MODEL_INVALID,
-            f"spec.strategy.adapter: no place for bottleneck adapters is known in {type(model).__name__}; {_KNOWN}",
+            f"spec.strategy.adapter: no place for bottleneck adapters is known in {type(model).__name__}; "
+            + _KNOWN.format(versions=""),
             "use type LoRA, or a model of a listed kind",
         )
     wanted = set(feed_forward) if placement == Placement.PFEIFFER else {*attention, *feed_forward}
@@ -71,9 +76,16 @@ def update_layers(strategy: AdapterStrategy, model: PreTrainedModel, head: froze
     if strategy.type == AdapterType.IA3:
         return matching((scaling_pattern(strategy, model),), layers)
     if strategy.target_modules is None:
-        return layers
+        return [path for path in layers if path not in passed_by(model.base_model)]
     _check_names(strategy.target_modules, model)
     return matching(tuple(map(re.escape, strategy.target_modules)), layers)
+
+
+def passed_by(module: nn.Module) -> list[str]:
+    """Paths of the linear layers in a module that take no update, because it never calls them."""
+    paths = [path for path, one in module.named_modules() if all(hasattr(one, name) for name in _STATE_SPACE)]
+    named = {f"{path}.{name}" for path in paths for name in _PASSED_BY}
+    return [path for path in linear_layers(module) if path in named]
 
 
 def scaling_pattern(strategy: AdapterStrategy, model: PreTrainedModel) -> str:
@@ -85,7 +97,9 @@ def scaling_pattern(strategy: AdapterStrategy, model: PreTrainedModel) -> str:
     if not matching(KEYS_AND_VALUES, layers) or not matching(FEED_FORWARD_OUTPUTS, layers):
         raise TrainerError(
             ExitCode.MODEL_INVALID,
-            f"spec.strategy.adapter: no place for IA3 is known in {type(model).__name__}; {_KNOWN}",
+            f"spec.strategy.adapter: no place for IA3 is known in {type(model).__name__}; "
+            # The first makes queries, keys and values in one layer, a head's after the other's.
+            + _KNOWN.format(versions=" v2 and v3"),
             "name the modules that give keys and values, and the feed-forward block's second one, in targetModules",
         )
     return "|".join((*KEYS_AND_VALUES, *FEED_FORWARD_OUTPUTS))
@@ -134,6 +148,14 @@ def _check_names(names: Sequence[str], model: nn.Module) -> None:
             ExitCode.SPEC_INVALID,
             f"spec.strategy.adapter.targetModules: the model has no module {', '.join(unknown)}",
             f"its linear layers are {', '.join(list(known)[:20])}",
+        )
+    without_effect = dict.fromkeys(path.rpartition(".")[2] for path in passed_by(model))
+    if useless := [name for name in names if name.rpartition(".")[2] in without_effect]:
+        raise TrainerError(
+            ExitCode.SPEC_INVALID,
+            f"spec.strategy.adapter.targetModules: {', '.join(useless)} takes no update in {type(model).__name__}, "
+            "which reads the weights and passes the layer by",
+            "leave it out",
         )
 
 

@@ -12,7 +12,7 @@ from finetune_api.run import Run
 from finetune_trainer.batching import Example
 from finetune_trainer.data.report import DataReport
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models import Loaded, longest_input
+from finetune_trainer.models import Loaded, longest_input, token_table
 from finetune_trainer.prompts.place import no_room, positions_taken
 
 
@@ -37,8 +37,10 @@ def max_length(run: Run, directory: Path, tokenizer: PreTrainedTokenizerBase, de
 
 def check_vocabulary(loaded: Loaded, directory: Path, examples: Sequence[Example]) -> None:
     """Raise TrainerError when the tokenizer gives tokens that the model does not know."""
-    highest = max(max(example.input_ids) for example in examples)
-    size = loaded.model.get_input_embeddings().num_embeddings
+    table = token_table(loaded.model)
+    if table is None:
+        return
+    highest, size = max(max(example.input_ids) for example in examples), len(table)
     if highest >= size:
         raise TrainerError(
             ExitCode.MODEL_INVALID,
