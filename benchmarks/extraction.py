@@ -14,6 +14,7 @@ from harness import Runs, mean_and_each, share_trained
 RUNS = Runs("extraction")
 _MODEL = {"uri": "pvc://examples/models/minilm"}
 _ADAPTER = {"adapter": {"type": "Bottleneck", "reductionFactor": 16}}
+_LORA = {"adapter": {"type": "LoRA", "rank": 8}}
 
 
 def _job(task: str, data: str, strategy: dict[str, Any], epochs: int, learning_rate: str) -> dict[str, Any]:
@@ -32,8 +33,10 @@ def _job(task: str, data: str, strategy: dict[str, Any], epochs: int, learning_r
 JOBS: dict[str, dict[str, Any]] = {
     "tags-full": _job("TokenClassification", "addresses", {"full": {}}, 4, "2e-4"),
     "tags-adapter": _job("TokenClassification", "addresses", _ADAPTER, 4, "3e-3"),
+    "tags-lora": _job("TokenClassification", "addresses", _LORA, 4, "4e-3"),
     "answers-full": _job("QuestionAnswering", "address-questions", {"full": {}}, 2, "2e-4"),
     "answers-adapter": _job("QuestionAnswering", "address-questions", _ADAPTER, 2, "3e-3"),
+    "answers-lora": _job("QuestionAnswering", "address-questions", _LORA, 2, "4e-3"),
 }
 
 

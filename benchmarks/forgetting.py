@@ -5,6 +5,7 @@ for as many steps, and judged on the movies and on the three others. Results are
 there is not run again.
 
 Usage: python benchmarks/forgetting.py [--seeds 1 2 3] [--strategies ...]
+       python benchmarks/forgetting.py --table        # what stands in docs/forgetting.md, of the runs that are there
 """
 
 from __future__ import annotations
@@ -87,7 +88,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--strategies", nargs="+", choices=SECOND, default=list(SECOND))
+    parser.add_argument("--table", action="store_true", help="run nothing, print the table of the runs so far")
     options = parser.parse_args()
+    if options.table:
+        print(table(RUNS.of_each(SECOND)))
+        return
     volumes = {"made": _MADE}
     write_rows()
     RUNS.job("first/1", FIRST, volumes, left=_MADE / "first")
@@ -98,22 +103,27 @@ def main() -> None:
 
 
 def table(runs: dict[str, list[dict[str, Any]]]) -> str:
-    """The figures as Markdown: means over seeds."""
+    """The figures as Markdown: means over seeds, and each seed's where they differ."""
     lines = [
         "| strategy | movies before | after (each seed) | others before | after (each seed) | KL to base | trained |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, entries in runs.items():
         results = [entry["result"] for entry in entries]
-        first = results[0]
-        learnt = mean_and_each(float(result["after"]["accuracy"]) for result in results)
-        kept = mean_and_each(float(result["forgetting"]["after"]) for result in results)
+        learnt, kept = [r["after"]["accuracy"] for r in results], [r["forgetting"]["after"] for r in results]
+        unlearnt, known = [r["before"]["accuracy"] for r in results], [r["forgetting"]["before"] for r in results]
         distance = statistics.mean(float(result["forgetting"]["klToBase"]) for result in results)
         lines.append(
-            f"| {name} | {float(first['before']['accuracy']):.3f} | {learnt} "
-            f"| {float(first['forgetting']['before']):.3f} | {kept} | {distance:.2f} | {share_trained(first)} |"
+            f"| {name} | {_start(unlearnt)} | {mean_and_each(map(float, learnt))} "
+            f"| {_start(known)} | {mean_and_each(map(float, kept))} | {distance:.2f} | {share_trained(results[0])} |"
         )
     return "\n".join(lines)
+
+
+def _start(values: list[str]) -> str:
+    """What the runs began at: one figure, unless it depends on the seed."""
+    text = mean_and_each(map(float, values))
+    return text if len({f"{float(value):.3f}" for value in values}) > 1 else text.partition(" ")[0]
 
 
 if __name__ == "__main__":

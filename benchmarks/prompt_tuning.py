@@ -13,7 +13,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from harness import ASSETS, Runs, mean_and_each
@@ -26,6 +26,7 @@ from finetune_trainer.loop import TrainingLoop
 from finetune_trainer.models import Loaded, num_parameters
 from finetune_trainer.optim import Trained
 from finetune_trainer.progress import ProgressLog
+from finetune_trainer.prompts.modeling_prompt import PromptedModel
 from finetune_trainer.stop import StopFlag
 from finetune_trainer.strategies import Tuning, prepare
 from finetune_trainer.tasks import make_task
@@ -35,11 +36,14 @@ BATCH_SIZE = 16
 NUM_VIRTUAL_TOKENS = 10
 # A head alone learns too little at the rate that suits it beside a prompt; the baseline gets its best of 1e-3 and 1e-2.
 HEAD_ALONE_RATE = "1e-2"
+# How Lester et al. 2021 (section 3.2) draw theirs; ours have the spread of the model's embeddings.
+_PUBLISHED_SPREAD = 0.5
 RUNS = Runs("prompt_tuning")
 _MODEL = ASSETS / "models" / "minilm"
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "head": None,
     "random": {"initialization": "Random"},
+    "random, +-0.5": {"initialization": "Random"},
     "vocabulary": {"initialization": "Vocabulary"},
     "labels": {"initialization": "Labels"},
     "p-tuning": {"type": "PTuning"},
@@ -77,6 +81,10 @@ def train(variant: str, seed: int) -> dict[str, Any]:
             tuning = head_alone(loaded)
         else:
             tuning = prepare(run, task, loaded, _MODEL, torch.device("cpu"), progress.note)
+        if variant == "random, +-0.5":
+            with torch.no_grad():
+                prompt_PE = cast("PromptedModel", tuning.model).prompt()
+                prompt_PE.uniform_(-_PUBLISHED_SPREAD, _PUBLISHED_SPREAD)
         checkpoints = CheckpointStore(Path(scratch, "checkpoints"), "benchmark", 1, progress.note)
         loop = TrainingLoop(run.spec, task, tuning, checkpoints, progress, StopFlag(), torch.device("cpu"))
         state = loop.run()

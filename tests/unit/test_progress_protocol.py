@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from finetune_api.v1alpha1.status import CheckpointStatus, Progress
 from plan_builders import NOW, at, make_progress
 from status_samples import full_status
 
+OPERATOR_PAGE = Path(__file__).resolve().parents[2] / "docs" / "operator.md"
 _FINITE = st.floats(allow_nan=False, allow_infinity=False)
 
 
@@ -85,6 +88,23 @@ def test_a_hugging_face_trainers_log_is_understood() -> None:
         grad_norm=2.0,
         updated=NOW,
     )
+
+
+def test_the_documented_report_has_a_position_and_figures() -> None:
+    [text] = re.findall(r"^\{\"trainerStatus\".*?\}\}$", OPERATOR_PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    progress = progress_of(Report.model_validate_json(text))
+    assert (progress.step, progress.total_steps, progress.percent) == (40, 100, 40)
+    assert (progress.eta_seconds, progress.loss, progress.evaluation) == (90, 0.41, {"accuracy": 0.9})
+
+
+def test_every_metric_that_a_report_can_have_is_documented() -> None:
+    progress = full_status().progress
+    assert progress is not None
+    sent = {each.name for each in report_of(progress, NOW).trainer_status.metrics}
+    named = {re.sub(r"^(eval|loss_term)_.+", r"\1_NAME", name) for name in sent}
+    rows = re.findall(r"^\| (`[^|]+) \|[^|]+\|$", OPERATOR_PAGE.read_text().partition("| metric | what")[2], re.M)
+    assert len(named) == 13  # all that there are
+    assert set(re.findall(r"`(\w+)`", " ".join(rows))) == named | {"epoch"}
 
 
 def test_an_evaluations_timings_are_none_of_its_results() -> None:
