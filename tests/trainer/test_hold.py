@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import multiprocessing
 import os
@@ -18,6 +19,7 @@ from finetune_trainer.progress import ProgressLog
 from finetune_trainer.run import execute
 from finetune_trainer.stop import StopFlag
 from trainer.processes import run_trainer
+from trainer.runs import complete, notes
 from trainer.tiny import FULL, make_run
 
 FORK = multiprocessing.get_context("fork")
@@ -140,3 +142,18 @@ def come_and_go(directory: Path, answers: Queue[int]) -> None:
             taken += 1
             mark.unlink()
     answers.put(taken)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_where_the_file_system_has_no_locks_a_run_says_so_and_goes_on(
+    number: int, tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file system is a stand-in: what Lustre answers that is mounted without `flock`."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    run = make_run(tmp_path, tiny_bert, FULL)
+    assert complete(run)
+    assert f"the file system of {run.work_dir} has no locks: see that no other job writes there" in notes(run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterable, Iterator
@@ -17,16 +18,22 @@ from finetune_trainer.storage import storage_errors
 LOCK = "lock"
 """The file in a work directory that its trainer holds. It stays: a new one would be another lock."""
 _LOCK_PREFIX = ".in-use-"
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+"""What a file system says that has none, such as Lustre mounted without `flock`."""
 
 
 @contextmanager
-def only_trainer_in(work_dir: Path) -> Iterator[None]:
-    """Hold the work directory: two trainers would overwrite each other's checkpoints. Raises TrainerError."""
+def only_trainer_in(work_dir: Path) -> Iterator[bool]:
+    """Hold the work directory: two trainers would overwrite each other's checkpoints. Raises TrainerError.
+
+    Yields whether it is held: not every file system has locks.
+    """
     with storage_errors(work_dir):
         work_dir.mkdir(parents=True, exist_ok=True)
         lock = (work_dir / LOCK).open("ab+", buffering=0)
     with lock:
-        if not _locked(lock):
+        is_held = _locked(lock)
+        if is_held is False:
             lock.seek(0)
             holder = _alive(lock.read())
             raise _busy(
@@ -36,7 +43,7 @@ def only_trainer_in(work_dir: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # a full disk holds up no trainer that may have nothing to write
             lock.truncate(0)
             lock.write(_known_as(os.getpid()))
-        yield
+        yield is_held is True
 
 
 @contextmanager
@@ -102,7 +109,7 @@ def _open(path: Path) -> TextIO | None:
     """The file at that path, locked; None if another process has locked it."""
     while True:
         lock = path.open("w")
-        if not _locked(lock):
+        if _locked(lock) is False:
             lock.close()
             return None
         # Whoever had it may have removed it between the two lines above, and then a third may hold another file there.
@@ -129,11 +136,16 @@ def _alive(known_as: bytes) -> int | None:
     return int(number) if number.isdigit() and _known_as(int(number)) == known_as else None
 
 
-def _locked(lock: IO[Any]) -> bool:
+def _locked(lock: IO[Any]) -> bool | None:
+    """Whether a file is locked now, for this process alone; None where the file system has no locks."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return None
     return True
 
 

@@ -61,7 +61,8 @@ def execute(run: Run, progress: ProgressLog, stop: StopFlag, place: Place = ALON
 
         def take_place() -> None:
             check_target(target)
-            held.enter_context(only_trainer_in(work_dir))
+            if not held.enter_context(only_trainer_in(work_dir)):
+                progress.note(f"the file system of {work_dir} has no locks: see that no other job writes there")
             if remote_output.is_remote(run):
                 remote_output.check(run.spec.output.uri)
             else:
