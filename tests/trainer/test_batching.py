@@ -124,6 +124,11 @@ class TestCollate:
         assert all(tensor.dtype == torch.int64 for tensor in (*batch.inputs.values(), batch.targets))
         assert batch.num_tokens == 6
 
+    def test_pads_on_the_left_where_it_is_told_to(self) -> None:
+        batch = collate(self.EXAMPLES, pad_token_id=3, on_left=True)
+        assert batch.inputs["input_ids"].tolist() == [[5, 6, 7], [3, 3, 8], [3, 9, 10]]
+        assert batch.inputs["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1], [0, 1, 1]]
+
     def test_a_pad_token_in_the_text_is_text(self) -> None:
         batch = collate([Example([5, 0, 0], None, 0), Example([5], None, 0)], pad_token_id=0)
         assert batch.inputs["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]

@@ -44,6 +44,7 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
         "T5Model",
         {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0},
     ),
+    "xlnet": ("XLNetModel", {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64}),
 }
 MERGED = {"adapter": {"type": "LoRA", "rank": 2, "merge": True}}
 DORA = {"adapter": {"type": "DoRA", "rank": 2}}
@@ -116,6 +117,19 @@ def test_a_sparse_model_computes_alike_whatever_it_saw_before(tmp_path: Path) ->
     assert model.config.attention_type == "original_full"
 
 
+def test_what_xlnet_says_of_a_text_does_not_depend_on_the_others_of_its_batch(tmp_path: Path) -> None:
+    """It judges by the last column of a batch, whatever is there."""
+    loop = make_loop(run_of(tmp_path, "xlnet", FULL))
+    model, task = loop.model.eval(), loop.task
+    examples = sorted(task.train, key=lambda example: len(example.input_ids))[::8]
+    assert len({len(example.input_ids) for example in examples}) > 1
+    with torch.no_grad():
+        alone = torch.cat([model(**task.collate([example]).inputs).logits for example in examples])
+        together = model(**task.collate(examples).inputs).logits
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
+    complete(run_of(tmp_path / "exported", "xlnet", FULL))
+
+
 @pytest.mark.parametrize(
     ("kind", "strategy", "code", "words"),
     [
@@ -128,6 +142,7 @@ def test_a_sparse_model_computes_alike_whatever_it_saw_before(tmp_path: Path) ->
             "type Prompt is not possible in CanineForSequenceClassification: it takes token numbers only",
         ),
         ("t5", prompt(), ExitCode.MODEL_INVALID, "it has an encoder and a decoder"),
+        ("xlnet", prompt(), ExitCode.MODEL_INVALID, "it judges by the last column"),
         ("ibert", LORA, ExitCode.MODEL_INVALID, "no place for LoRA is known in IBertForSequenceClassification"),
         (
             "mamba", {"adapter": {"type": "LoRA", "targetModules": ["in_proj", "dt_proj"]}}, ExitCode.SPEC_INVALID,

@@ -38,7 +38,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows as tensors, padded on the right."""
+    """Rows as tensors, padded on one side."""
 
     inputs: dict[str, Any]
     """What the model takes: input_ids [B, L] and what belongs to them, such as attention_mask [B, L]."""
@@ -59,12 +59,13 @@ class Batch:
         return Batch(moved, self.targets.to(device, non_blocking=True), self.num_tokens, units)
 
 
-def pad(examples: Sequence[Example], pad_token_id: int) -> dict[str, Tensor]:
+def pad(examples: Sequence[Example], pad_token_id: int, *, on_left: bool = False) -> dict[str, Tensor]:
     """The examples' inputs [B, L], padded to the longest of them."""
     longest = max(len(example.input_ids) for example in examples)
 
     def padded(rows: list[list[int]], value: int) -> Tensor:
-        return torch.tensor([row + [value] * (longest - len(row)) for row in rows])
+        padding = [[value] * (longest - len(row)) for row in rows]
+        return torch.tensor([left + row if on_left else row + left for left, row in zip(padding, rows, strict=True)])
 
     inputs = {
         "input_ids": padded([example.input_ids for example in examples], pad_token_id),
@@ -76,10 +77,11 @@ def pad(examples: Sequence[Example], pad_token_id: int) -> dict[str, Tensor]:
     return inputs
 
 
-def collate(examples: Sequence[Example], pad_token_id: int) -> Batch:
+def collate(examples: Sequence[Example], pad_token_id: int, *, on_left: bool = False) -> Batch:
     """Examples with one class each as a batch; its units are the rows."""
     targets = torch.tensor([example.target for example in examples])
-    return Batch(pad(examples, pad_token_id), targets, sum(len(example.input_ids) for example in examples))
+    inputs = pad(examples, pad_token_id, on_left=on_left)
+    return Batch(inputs, targets, sum(len(example.input_ids) for example in examples))
 
 
 class BucketSampler:

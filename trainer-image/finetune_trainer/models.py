@@ -13,6 +13,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -97,6 +98,14 @@ def longest_input(directory: Path, tokenizer: PreTrainedTokenizerBase) -> int:
             # RoBERTa and its kin count positions from the padding's number on.
             limits.append(module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1))
     return min((limit for limit in limits if limit > 0), default=sys.maxsize)  # XLNet says -1
+
+
+def pools_last_column(config: PretrainedConfig) -> bool:
+    """Whether a classifier judges a text by a batch's last column, whatever is there, as XLNet does.
+
+    Its rows have to be padded on the left, or what it says of one depends on how long the others are.
+    """
+    return getattr(config, "summary_type", None) == "last"
 
 
 def load_model(

@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import (
 from finetune_api.exit_codes import ExitCode
 from finetune_api.v1alpha1.strategy import PromptTuningStrategy, PromptType
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models import token_table
+from finetune_trainer.models import pools_last_column, token_table
 
 
 def is_decoder(config: PretrainedConfig) -> bool:
@@ -67,6 +67,8 @@ def check_architecture(strategy: PromptTuningStrategy, model: PreTrainedModel, b
     parameters = inspect.signature(type(body).forward).parameters
     if "inputs_embeds" not in parameters or token_table(body) is None:
         raise refused(strategy, model, "it takes token numbers only, no embeddings")
+    if hasattr(model, "sequence_summary") and pools_last_column(model.config):
+        raise refused(strategy, model, "it judges by the last column, so padding would come between prompt and text")
     if strategy.type == PromptType.PREFIX and is_decoder(model.config) and "past_key_values" not in parameters:
         raise refused(strategy, model, "it takes no keys and values of earlier tokens")
 

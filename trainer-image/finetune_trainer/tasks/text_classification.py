@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from finetune_api.run import Run
 from finetune_trainer.batching import UNLABELED, Batch, Example, collate
@@ -15,7 +15,7 @@ from finetune_trainer.data import text_classification as data
 from finetune_trainer.data.rows import Part
 from finetune_trainer.metrics import ClassificationMetrics
 from finetune_trainer.model_checks import check_directory
-from finetune_trainer.models import Loaded, load_tokenizer
+from finetune_trainer.models import Loaded, load_tokenizer, pools_last_column
 from finetune_trainer.tasks.classes import choose_classes
 from finetune_trainer.tasks.limits import check_vocabulary, max_length
 
@@ -33,6 +33,8 @@ class TextClassification:
         self._directory = directory
         self.tokenizer = tokenizer
         self.max_length = max_length
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        self._pads_left = pools_last_column(config)
         self._classes = choose_classes(texts.labels, AutoModelForSequenceClassification, directory)
         self.labels: Sequence[str] = self._classes.labels
         rows = texts.rows
@@ -66,7 +68,7 @@ class TextClassification:
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Examples as tensors; targets are class numbers [B]."""
-        return collate(examples, self.tokenizer.pad_token_id)
+        return collate(examples, self.tokenizer.pad_token_id, on_left=self._pads_left)
 
     def num_units(self, examples: Sequence[Example]) -> int:
         """The rows with a label."""
@@ -84,7 +86,8 @@ class TextClassification:
         """The first evaluation rows."""
         rows = self._texts.rows.evaluation.rows[:count]
         pairs = {"text_pair": [row.pair for row in rows]} if rows[0].pair is not None else {}
-        return {"text": [row.text for row in rows], **pairs}
+        padding = {"padding_side": "left"} if self._pads_left else {}
+        return {"text": [row.text for row in rows], **pairs, **padding}
 
     def _tokenise(self, part: Part[data.LabelledText] | None) -> list[Example]:
         """The rows as examples; those that are truncated are counted."""
