@@ -232,28 +232,28 @@ def test_a_name_that_only_begins_alike_is_refused(policies: ApiServer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "is_kept"),
+    ("change", "days", "is_kept"),
     [
-        ({}, True),
-        ({"issued": days_ago(60)}, True),
-        ({"issued": days_ago(70)}, False),
-        ({"issued": days_ago(700)}, False),
-        ({"days": "3650"}, False),
-        ({"names": "DNS:elsewhere"}, False),
-        ({"issued": None, "days": None}, True),
+        pytest.param({}, 100, True, id="new"),
+        pytest.param({"issued": days_ago(60)}, 100, True, id="two thirds not over"),
+        pytest.param({"issued": days_ago(70)}, 100, False, id="two thirds over"),
+        pytest.param({"issued": days_ago(700)}, 100, False, id="expired"),
+        pytest.param({"days": "3650"}, 100, False, id="other days"),
+        pytest.param({"names": "DNS:elsewhere"}, 100, False, id="other names"),
+        pytest.param({"issued": None, "days": None}, 3650, True, id="without notes"),
+        pytest.param({"issued": None, "days": None}, 100, False, id="without notes, and the days are not the default"),
     ],
-    ids=["new", "two thirds not over", "two thirds over", "expired", "other days", "other names", "without notes"],
 )
 def test_an_upgrade_renews_a_certificate_of_which_less_than_a_third_is_left(
-    chart: Chart, server: ApiServer, change: dict[str, str | None], is_kept: bool
+    chart: Chart, server: ApiServer, change: dict[str, str | None], days: int, is_kept: bool
 ) -> None:
-    secret = one(chart.render({"tls": {"validityDays": 100}}, namespace="default"), "Secret")
+    secret = one(chart.render({"tls": {"validityDays": days}}, namespace="default"), "Secret")
     notes = {f"finetune-operator.io/{name}": value for name, value in change.items()}
     merged = {**secret["metadata"]["annotations"], **notes}
     secret["metadata"]["annotations"] = {name: value for name, value in merged.items() if value is not None}
     kubectl(server, "create", "--filename=-", stdin=[secret])
     try:
-        options = ("--namespace=default", "--dry-run=server", "--set=tls.validityDays=100")
+        options = ("--namespace=default", "--dry-run=server", f"--set=tls.validityDays={days}")
         text = chart.run("template", RELEASE, str(FOLDER), *options, kubeconfig=server.kubeconfig)
     finally:
         server.kubectl("delete", "secret", secret["metadata"]["name"], "--namespace=default")
@@ -264,7 +264,7 @@ def test_an_upgrade_renews_a_certificate_of_which_less_than_a_third_is_left(
     assert abs(issued - (datetime.fromisoformat(told) if told and is_kept else datetime.now(UTC))) < timedelta(
         minutes=5
     )
-    assert upgraded["metadata"]["annotations"]["finetune-operator.io/days"] == "100"
+    assert upgraded["metadata"]["annotations"]["finetune-operator.io/days"] == str(days)
 
 
 def training_pod(image: str, label: str = "finetune-operator.io/job-name") -> Object:

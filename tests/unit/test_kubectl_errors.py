@@ -35,6 +35,13 @@ def test_without_a_kubeconfig_it_is_said(capsys: pytest.CaptureFixture[str], tmp
     assert f"kubectl finetune: no cluster: there is no kubeconfig at {tmp_path / 'absent'}; " in capsys.readouterr().err
 
 
+def test_a_file_that_is_no_text_is_no_kubeconfig(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "kubeconfig"
+    file.write_bytes("# für mich\n".encode("latin-1"))
+    assert command.main(["list", "--kubeconfig", str(file)]) == 1
+    assert f"{file} is no kubeconfig" in capsys.readouterr().err
+
+
 def test_a_context_that_is_not_there_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "kubeconfig"
     file.write_text('{"apiVersion": "v1", "kind": "Config", "current-context": "", "contexts": []}')

@@ -94,3 +94,8 @@ def test_the_ends_of_pods_in_which_no_trainer_was_have_the_nodes_words() -> None
     assert "its node cannot start the container: no CUDA" in text
     assert "removed from its node (ContainerStatusUnknown)" in text
     assert "memory ran out" not in text
+
+
+def test_only_whole_words_are_filled_in() -> None:
+    text = advice_on_refusal('pod rejected: RuntimeClass "fast" not found', "team", "router")
+    assert "(FINETUNE_GPU_RUNTIME_CLASS_NAME)" in text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 _SAME_AGAIN = "The same manifest would fail in the same way"
 
 ADVICE: dict[str, str] = {
@@ -142,4 +144,4 @@ def advice(reason: str, namespace: str, name: str) -> str:
 
 def fill(text: str, namespace: str, name: str) -> str:
     """Advice with the job's own name in its commands."""
-    return text.replace("NAMESPACE", namespace).replace("NAME", name)
+    return re.sub(r"\bNAME\b", name, re.sub(r"\bNAMESPACE\b", namespace, text))

@@ -76,7 +76,8 @@ class Cluster:
             namespace = loader.current_context["context"].get("namespace")
         except (config.ConfigException, OSError) as error:
             raise _no_cluster(str(error)) from None
-        except (yaml.YAMLError, AttributeError, KeyError, TypeError):  # the library takes its form for granted
+        except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
+            # The library takes its form for granted.
             raise _no_cluster(f"{place} is no kubeconfig") from None
         return cls(client.ApiClient(configuration), namespace or "default")
 
