@@ -82,6 +82,7 @@ def test_a_closed_terminal_stops_the_job(bench: Bench) -> None:
     own, theirs = pty.openpty()
 
     def take_terminal() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
     terminal = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
