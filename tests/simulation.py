@@ -148,7 +148,8 @@ class _Replica:
         self.feed = Feed(self.store, self.queue)
         self._cluster = cluster
         metrics = OperatorMetrics(CollectorRegistry())
-        reconciler = Reconciler(self.store, cluster, lambda: SETTINGS, clock.now, applied=metrics.plan_applied)
+        told, failures = metrics.plan_applied, self.queue.failures
+        reconciler = Reconciler(self.store, cluster, lambda: SETTINGS, clock.now, applied=told, failures=failures)
         self._workers = Workers(self.queue, reconciler, metrics, 4)
 
     async def run(self) -> None:

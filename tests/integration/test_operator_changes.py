@@ -79,6 +79,25 @@ def test_deleted_job_leaves_nothing_but_the_output_claim(cluster: Cluster, names
     eventually(lambda: everything_in(cluster, namespace) == left, "only the claim is left", 60)
 
 
+def test_claim_that_was_deleted_is_made_again_when_the_scheduler_misses_it(
+    cluster: Cluster, namespace: Namespace
+) -> None:
+    namespace.apply(job(output={"uri": "pvc://models/tuned", "createClaim": {"size": "1Gi"}}), "bereft")
+    namespace.until("bereft", "Reconciling", "Unschedulable")  # there is no volume for it yet
+    suspend(cluster, namespace, "bereft", True)
+    eventually(lambda: not namespace.pods("bereft"), "the pod is stopped")
+    claim = namespace.path("persistentvolumeclaims", "models")
+    cluster.client.delete(claim)
+    eventually(lambda: cluster.client.find(claim) is None, "the claim is gone")
+    suspend(cluster, namespace, "bereft", False)
+    missed = 'persistentvolumeclaim "models" not found'
+    waiting = lambda: namespace.condition("bereft", "Reconciling").get("message", "")  # noqa: E731
+    eventually(lambda: missed in waiting(), "the scheduler's words", 20)
+    namespace.volume("models", make_claim=False)
+    eventually(lambda: cluster.client.find(claim) is not None, "the claim is made again", 90)
+    run_to_completion(cluster, namespace, "bereft")
+
+
 @pytest.mark.security(13)
 def test_claim_that_exists_is_used_as_it_is(cluster: Cluster, namespace: Namespace) -> None:
     namespace.volume("models")

@@ -12,7 +12,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from kubernetes.aio import client
 
-from finetune_operator.cluster.client import CLAIMS, AlreadyThere, ClusterError, Conflict, Gone, Refused
+from finetune_operator.cluster.client import (
+    CLAIMS,
+    AlreadyThere,
+    ClusterError,
+    Conflict,
+    Gone,
+    Refused,
+    Unreached,
+    WebhookFailed,
+)
 from finetune_operator.cluster.kubernetes_client import KubernetesCluster
 
 CROSSED = 'Operation cannot be fulfilled on resourcequotas "team": the object has been modified'
@@ -64,8 +73,9 @@ def status(reason: str, message: str) -> bytes:
         (422, "Invalid", Refused),
         (404, "NotFound", Gone),
         (500, "InternalError", ClusterError),
-        (429, "TooManyRequests", ClusterError),
-        (504, "Timeout", ClusterError),
+        (429, "TooManyRequests", Unreached),
+        (503, "ServiceUnavailable", Unreached),
+        (504, "Timeout", Unreached),
     ],
 )
 def test_an_answer_is_sorted_by_its_reason_and_told_in_its_words(
@@ -75,8 +85,20 @@ def test_an_answer_is_sorted_by_its_reason_and_told_in_its_words(
     assert (type(error), str(error)) == (kind, CROSSED)
 
 
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        ("etcdserver: request timed out", Unreached),
+        ("context deadline exceeded", Unreached),
+        ('Internal error occurred: failed calling webhook "a.b": context deadline exceeded', WebhookFailed),
+    ],
+)
+def test_of_an_internal_error_the_words_tell_whether_it_passes(words: str, kind: type[ClusterError]) -> None:
+    assert type(refusal_of_a_creation(500, status("InternalError", words))) is kind
+
+
 @pytest.mark.parametrize("body", [b"<html>bad gateway</html>", b"[]", b"null", b'{"message": 1}', b"\xff\xfe"])
 def test_an_answer_that_is_no_status_is_told_too(body: bytes) -> None:
     error = refusal_of_a_creation(502, body)
-    assert type(error) is ClusterError
+    assert type(error) is Unreached
     assert str(error)

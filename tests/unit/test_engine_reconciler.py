@@ -22,6 +22,8 @@ from finetune_operator.cluster.client import (
     KubernetesObject,
     Refused,
     Resource,
+    Unreached,
+    WebhookFailed,
 )
 from finetune_operator.engine.reconciler import Reconciler
 from finetune_operator.engine.resync import resync
@@ -53,6 +55,10 @@ class Bed:
     applied: list[tuple[Snapshot, Plan]] = field(default_factory=list)
     refusing: str = ""
     """A resource whose creation is refused."""
+    failed: int = 0
+    """How often in a row the key has failed before."""
+    asked: list[str] = field(default_factory=list)
+    """What was to be created."""
     refusal: ClusterError = field(default_factory=lambda: Refused("forbidden: exceeded quota: gpus"))
 
     def __post_init__(self) -> None:
@@ -64,11 +70,13 @@ class Bed:
             lambda: SETTINGS,
             lambda: at(self.seconds),
             applied=lambda *told: self.applied.append(told),
+            failures=lambda key: self.failed,
         )
         self.list_pages, self.get = self.cluster.list_pages, self.cluster.get
         self.merge_patch, self.delete = self.cluster.merge_patch, self.cluster.delete
 
     async def create(self, resource: Resource, namespace: str, body: KubernetesObject) -> KubernetesObject:
+        self.asked.append(resource.plural)
         if resource.plural == self.refusing:
             raise self.refusal
         return await self.cluster.create(resource, namespace, body)
@@ -199,19 +207,37 @@ def test_what_the_api_server_refuses_stands_in_the_status_until_it_is_let_throug
 
 
 @pytest.mark.parametrize(
-    "words",
-    ['Internal error occurred: failed calling webhook "mjob.kb.io"', "too many requests", "the server timed out"],
+    ("error", "failed"),
+    [
+        (WebhookFailed('Internal error occurred: failed calling webhook "mjob.kb.io"'), 0),
+        (ClusterError("Internal error occurred: no more disk"), 2),
+    ],
 )
-def test_what_keeps_a_job_from_being_made_stands_in_the_status_though_it_may_pass(words: str) -> None:
-    bed = Bed(refusing="jobs", refusal=ClusterError(words))
+def test_what_keeps_a_job_from_being_made_stands_in_the_status_though_it_may_pass(
+    error: ClusterError, failed: int
+) -> None:
+    bed = Bed(refusing="jobs", refusal=error, failed=failed)
     bed.submit()
-    with pytest.raises(ClusterError, match=words):
+    with pytest.raises(ClusterError):
         bed.reconcile()
     assert conditions_of(bed.status)["Reconciling"] == ("True", "ChildRefused")
-    assert words in message_of(bed.status, "Reconciling")
+    assert message_of(bed.status, "Reconciling") == f"what the job needs could not be made yet: {error}"
     bed.refusing = ""
     bed.reconcile()
     assert conditions_of(bed.status)["Reconciling"] == ("True", "PodsPending")
+
+
+@pytest.mark.parametrize(
+    ("error", "failed"),
+    [(Unreached("Too many requests, please try again later."), 9), (ClusterError("Internal error occurred"), 1)],
+)
+def test_what_passes_by_itself_costs_no_write(error: ClusterError, failed: int) -> None:
+    bed = Bed(refusing="jobs", refusal=error, failed=failed)
+    bed.submit()
+    before = bed.cluster.version
+    with pytest.raises(type(error)):
+        bed.reconcile()
+    assert bed.cluster.version == before
 
 
 CREATED_CLAIM = {"uri": "pvc://models/router", "createClaim": {"size": "1Gi"}}
@@ -248,21 +274,25 @@ def test_a_job_that_may_not_be_suspended_is_not_called_suspended_until_it_is() -
     with pytest.raises(Refused):
         bed.reconcile()
     assert bed.status["phase"] == "Running"
-    assert "the API server refuses to suspend it: a Job needs the label team" in message_of(bed.status, "Running")
+    assert "it could not be suspended yet: a Job needs the label team" in message_of(bed.status, "Running")
     bed.merge_patch = works  # type: ignore[method-assign]
     bed.reconcile(looking=False)
     assert bed.status["phase"] == "Suspended"
     assert bed.events == ["Running", "Suspended"]
 
 
+MISSED = make_pod().unschedulable('0/3 nodes are available: persistentvolumeclaim "models" not found.')
+
+
 def test_a_service_and_a_claim_that_someone_deleted_are_made_again_for_pods_that_wait() -> None:
     bed = Bed()
     bed.submit(output=CREATED_CLAIM, resources={"nodes": 2})
     bed.reconcile()
-    bed.add_pod(make_pod())
+    bed.add_pod(MISSED)
     made = [bed.cluster.objects(resource)[0] for resource in (SERVICES, CLAIMS)]
     for resource, body in zip((SERVICES, CLAIMS), made, strict=True):
         bed.cluster.remove(resource, body)
+    assert bed.reconcile() == timedelta(seconds=60)
     bed.seconds = 60
     bed.reconcile()
     again = [bed.cluster.objects(resource)[0] for resource in (SERVICES, CLAIMS)]
@@ -270,6 +300,42 @@ def test_a_service_and_a_claim_that_someone_deleted_are_made_again_for_pods_that
     before = bed.cluster.version
     bed.reconcile()
     assert bed.cluster.version == before
+
+
+def test_a_job_that_only_waits_asks_the_cluster_for_nothing() -> None:
+    bed = Bed()
+    bed.submit(output=CREATED_CLAIM, resources={"nodes": 2})
+    bed.reconcile()
+    bed.add_pod(make_pod().unschedulable("0/3 nodes are available: 3 Insufficient cpu."))
+    bed.asked.clear()
+    bed.seconds = 120
+    for _ in range(5):
+        bed.reconcile()
+    assert bed.asked == ["services"]  # once for these pods
+
+
+def test_a_claim_that_is_not_made_again_stands_in_the_status_and_holds_up_no_change() -> None:
+    bed = Bed()
+    bed.submit(output=CREATED_CLAIM)
+    bed.reconcile()
+    bed.add_pod(MISSED)
+    bed.cluster.remove(CLAIMS, bed.cluster.objects(CLAIMS)[0])
+    bed.refusing, bed.seconds = "persistentvolumeclaims", 60
+    bed.edit(FINE_TUNE_JOBS, spec={"backoffLimit": 9})
+    with pytest.raises(Refused):
+        bed.reconcile()
+    assert bed.found(JOBS)["spec"]["backoffLimit"] == 9
+    assert "what else it needs could not be done yet: forbidden" in message_of(bed.status, "Reconciling")
+
+
+def test_a_service_that_a_full_quota_refuses_though_it_is_there_is_nothing_to_tell_of() -> None:
+    bed = Bed()
+    bed.submit(resources={"nodes": 2})
+    bed.reconcile()
+    bed.add_pod(make_pod())
+    bed.refusing, bed.seconds = "services", 60
+    bed.reconcile()
+    assert "quota" not in message_of(bed.status, "Reconciling")
 
 
 def test_an_output_claim_that_is_there_already_is_used_as_it_is() -> None:

@@ -77,6 +77,34 @@ def test_a_container_that_cannot_be_started_has_the_runtimes_words_and_no_hint_o
     assert found == ("ContainerNotStarted", f"router-0-0: the node node-7 cannot start the container: {DRIVER}")
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_what_a_runtime_says_otherwise_at_each_try_is_left_out(number: int) -> None:
+    words = f'container create failed: time="2026-01-01T12:00:1{number}Z" level=error msg="no {str(number) * 64}/log"'
+    told = 'router-0-0: its node cannot start the container: container create failed: level=error msg="no /log"'
+    assert pending(make_pod().waiting("CreateContainerError", words))[1] == told
+    assert failed(make_pod().failed(128, "StartError", words))[1] == told
+
+
+def test_a_long_word_of_the_scheduler_leaves_room_for_what_is_said_after_it() -> None:
+    word = "0/500 nodes are available: " + ", ".join(
+        f"{each} had taint {{pool-{each}: reserved}}" for each in range(60)
+    )
+    plan = plan_of(
+        make_job().suspended(), make_child(), make_pod().unschedulable(word), obstacle="a webhook denied the request"
+    )
+    message = message_of(plan.status, "Reconciling")
+    assert message.startswith("router-0-0: 0/500 nodes are available: 0 had taint")
+    assert message.endswith(": a webhook denied the request")
+
+
+def test_a_long_word_of_a_failed_try_leaves_room_too() -> None:
+    word = make_word(ExitCode.INTERNAL_ERROR, "x" * 1024)
+    plan = plan_of(make_job().suspended(), make_child(), make_pod().failed(41, word=word), obstacle="it was denied")
+    message = message_of(plan.status, "Reconciling")
+    assert "x ...; waiting for the next try; " in message
+    assert message.endswith(": it was denied")
+
+
 def test_what_the_user_can_mend_counts_more_than_waiting_for_a_node() -> None:
     assert pending(make_pod(0).unschedulable(SCHEDULER), make_pod(1).waiting("ErrImagePull"))[0] == "ImagePullFailed"
 

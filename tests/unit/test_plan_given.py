@@ -131,8 +131,9 @@ def test_what_is_suspended_or_whose_name_is_taken_says_that() -> None:
 # ---- what was refused ----
 
 
-def test_a_job_that_another_version_refused_is_tried_by_one_that_takes_it() -> None:
-    plan = plan_of(refused_by_an_earlier_release(), now=at(60))
+def test_a_job_that_another_version_refused_is_tried_by_one_that_takes_it_when_its_user_changes_it() -> None:
+    assert plan_of(refused_by_an_earlier_release(), now=at(60)) == Plan()
+    plan = plan_of(refused_by_an_earlier_release().metadata(generation=2), now=at(60))
     assert [child["kind"] for child in plan.create] == ["Job"]
     assert plan.status is not None
     assert plan.status["phase"] == "Pending"

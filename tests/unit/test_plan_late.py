@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from datetime import timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 
 import pytest
 
 from finetune_api.exit_codes import ExitCode
 from finetune_operator.api.conditions import MESSAGE_LIMIT
-from finetune_operator.plan.plan import Plan
+from finetune_operator.plan.plan import Plan, make_plan
 from plan_builders import (
     DELETED,
     NOW,
+    SETTINGS,
     ChildBuilder,
     JobBuilder,
     PodBuilder,
@@ -26,6 +28,7 @@ from plan_builders import (
     make_word,
     message_of,
     plan_of,
+    snapshot,
 )
 
 SCHEDULER = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
@@ -45,23 +48,44 @@ def runs(plan: Plan) -> tuple[str, str]:
     return conditions_of(plan.status)["Running"][1], message_of(plan.status, "Running")
 
 
+def after(plan: Plan, job: JobBuilder | None = None) -> JobBuilder:
+    """The job with the status that a plan wrote."""
+    return (job or make_job()).status(plan.status)
+
+
+def noted(words: str, moment: datetime) -> str:
+    """A message with the note of when pods began to be missing."""
+    return f"{words}; not all pods are there since {moment:%Y-%m-%dT%H:%M:%SZ}"
+
+
 # ---- pods that are not made ----
 
 
+def lacking(child: ChildBuilder, *pods: PodBuilder) -> JobBuilder:
+    """A job whose first pods are missing ten seconds after its Job was made."""
+    return after(plan_of(after(plan_of(make_job())), child, *pods, now=at(10)))
+
+
 def test_a_job_without_any_pod_is_refused_its_pods_once_they_should_be_there() -> None:
-    early, late = (plan_of(make_job(), make_child().started(NOW), now=at(seconds)) for seconds in (19, 20))
-    assert waits(early) == ("PodsPending", "waiting for pods to run")
-    assert early.requeue_after == timedelta(seconds=1)
+    begun, child = after(plan_of(make_job())), make_child().started(NOW)
+    first, note = (plan_of(begun, child, now=at(seconds)) for seconds in (9, 10))
+    assert (first.status, first.requeue_after) == (None, timedelta(seconds=1))
+    assert waits(note) == ("PodsPending", noted("waiting for pods to run", at(10)))
+    assert note.requeue_after == timedelta(seconds=10)
+    early, late = (plan_of(after(note), child, now=at(seconds)) for seconds in (19, 20))
+    assert (early.status, early.requeue_after) == (None, timedelta(seconds=1))
     reason, message = waits(late)
     assert reason == "PodsRefused"
     assert message.startswith("0 of 1 pods could be made; `kubectl --namespace=team-a describe job router` says why")
     assert late.requeue_after is None
+    later = plan_of(after(late), child, now=at(86_400))
+    assert (later.status, later.requeue_after) == (None, None)
 
 
 def test_of_several_nodes_one_that_gets_no_pod_is_enough() -> None:
     for first in (make_pod().running(), make_pod().scheduled(), make_pod().unschedulable(SCHEDULER)):
         child = make_child().nodes(2).started(NOW, active=1)
-        reason, message = waits(plan_of(make_job(), child, first, now=at(60)))
+        reason, message = waits(plan_of(lacking(child, first), child, first, now=at(20)))
         assert reason == "PodsRefused"
         assert message.startswith("1 of 2 pods could be made; ")
 
@@ -81,42 +105,140 @@ def test_of_several_nodes_one_that_gets_no_pod_is_enough() -> None:
 def test_a_job_that_has_its_pods_or_is_to_have_none_lacks_none(
     child: ChildBuilder, pods: tuple[PodBuilder, ...]
 ) -> None:
-    plan = plan_of(make_job(), child, *pods, now=at(86_400))
-    assert waits(plan)[0] == "PodsPending"
-    assert plan.requeue_after is None
+    plan = plan_of(after(plan_of(make_job(), child, *pods)), child, *pods, now=at(86_400))
+    assert (plan.status, plan.requeue_after) == (None, None)
 
 
 def failed_at_noon(pod: PodBuilder) -> JobBuilder:
     """A job that ran, and whose pod failed at NOW."""
     child = make_child().started(at(-3600))
-    running = plan_of(make_job(), child, make_pod(9).running(at(-3500)), now=at(-3500))
+    running = plan_of(make_job(), child, make_pod(-3600).running(at(-3500)), now=at(-3500))
     return make_job().status(plan_of(make_job().status(running.status), child, pod).status)
 
 
 def test_after_a_failure_the_next_pod_may_come_ten_minutes_later() -> None:
-    down = make_pod(9).failed(41)
+    down = make_pod(-3600).failed(41)
     child = make_child().started(at(-3600))
-    early, late = (plan_of(failed_at_noon(down), child, down, now=at(60 * minutes)) for minutes in (10, 11))
+    told = after(plan_of(failed_at_noon(down), child, down, now=at(10)))
+    early, late = (plan_of(told, child, down, now=at(10 + 60 * minutes)) for minutes in (10, 11))
     assert early.status is None
     assert early.requeue_after == timedelta(minutes=1)
     assert waits(late)[0] == "PodsRefused"
 
 
 def test_a_pod_that_is_gone_may_have_failed() -> None:
-    job, child = failed_at_noon(make_pod(9).failed(41)), make_child().started(at(-3600))
-    assert waits(plan_of(job, child, now=at(600)))[0] == "PodsPending"
-    assert waits(plan_of(job, child, now=at(660)))[0] == "PodsRefused"
+    child = make_child().started(at(-3600))
+    gone = plan_of(failed_at_noon(make_pod(-3600).failed(41)), child, now=at(10))
+    assert waits(gone) == ("PodsPending", noted("waiting for pods to run", at(10)))
+    assert plan_of(after(gone), child, now=at(669)).status is None
+    assert waits(plan_of(after(gone), child, now=at(670)))[0] == "PodsRefused"
+
+
+def test_a_pod_that_failed_within_the_first_seconds_is_retried_later_too() -> None:
+    child, down = make_child().started(NOW), make_pod().failed(41)
+    told = after(plan_of(after(plan_of(make_job(), child)), child, down, now=at(10)))
+    assert plan_of(told, child, down, now=at(600)).status is None
+
+
+def test_an_earlier_try_that_is_gone_counts_though_another_node_has_its_pod() -> None:
+    child, first = make_child().nodes(2).started(NOW, active=1), make_pod()
+    job = lacking(child, first)
+    seen = snapshot(job, child, first)
+    assert waits(make_plan(seen, SETTINGS, at(20)))[0] == "PodsRefused"
+    assert waits(make_plan(replace(seen, restarts=1), SETTINGS, at(20)))[0] == "PodsPending"
 
 
 def test_a_job_that_is_made_anew_has_its_first_pods_to_make() -> None:
-    ran = failed_at_noon(make_pod(9).failed(41))
-    assert waits(plan_of(ran, make_child().started(at(3600)), now=at(3601)))[0] == "PodsPending"
+    ran = failed_at_noon(make_pod(-3600).failed(41))
+    gone = after(plan_of(ran, make_child().started(at(-3600)), now=at(10)))
+    anew = make_child().started(at(3600))
+    assert waits(plan_of(gone, anew, now=at(3601))) == ("PodsPending", "waiting for pods to run")
+    told = after(plan_of(gone, anew, now=at(3610)))
+    assert waits(plan_of(told, anew, now=at(3620)))[0] == "PodsRefused"
 
 
 def test_when_the_pods_are_made_after_all_it_is_a_start() -> None:
-    refused = plan_of(make_job(), make_child().started(NOW), now=at(60))
-    made = plan_of(make_job().status(refused.status), make_child().started(NOW, active=1), make_pod(), now=at(61))
-    assert waits(made)[0] == "PodsPending"
+    child = make_child().started(NOW)
+    refused = plan_of(lacking(child), child, now=at(60))
+    assert waits(refused)[0] == "PodsRefused"
+    made = plan_of(after(refused), make_child().started(NOW, active=1), make_pod(), now=at(61))
+    assert waits(made) == ("PodsPending", "waiting for pods to run")
+
+
+# ---- pods that were there until now: the Job controller makes the next one later ----
+
+
+def unschedulable_since_noon() -> JobBuilder:
+    """A job whose only pod found no node yet."""
+    return after(plan_of(make_job(), make_child().started(NOW, active=1), make_pod().unschedulable(SCHEDULER)))
+
+
+def test_a_pod_that_its_node_rejects_after_long_is_told_of_until_the_next_try() -> None:
+    rejected, child = make_pod().rejected("UnexpectedAdmissionError", "no healthy devices"), make_child().started(NOW)
+    now_rejected = plan_of(unschedulable_since_noon(), child, rejected, now=at(3600))
+    reason, message = waits(now_rejected)
+    assert reason == "RejectedByNode"
+    assert message.endswith(noted("; waiting for the next try", at(3600)))
+    for seconds in (3601, 4259):
+        assert plan_of(after(now_rejected), child, rejected, now=at(seconds)).status is None
+    assert waits(plan_of(after(now_rejected), child, rejected, now=at(4260)))[0] == "PodsRefused"
+
+
+def test_every_wait_between_tries_is_its_own() -> None:
+    job, pods, moment = make_job(), list[PodBuilder](), 0
+    for backoff in (10, 20, 40, 80, 160, 320, 600, 600):
+        trying = plan_of(job, make_child().started(NOW, active=1), *pods, make_pod(moment), now=at(moment))
+        assert waits(trying) == ("PodsPending", "waiting for pods to run")
+        pods.append(make_pod(moment).rejected("UnexpectedAdmissionError", "no devices"))
+        job = after(trying)
+        for seconds in (moment + 60, moment + 60 + backoff):
+            plan = plan_of(job, make_child().started(NOW), *pods, now=at(seconds))
+            job = after(plan) if plan.status else job
+            assert job.body["status"]["phase"] == "Pending"
+            assert conditions_of(job.body["status"])["Reconciling"][1] == "RejectedByNode"
+        moment += 61 + backoff
+
+
+def test_a_pod_that_came_and_went_unseen_begins_the_wait_anew() -> None:
+    child, first = make_child().started(NOW), make_pod().rejected("OutOfcpu")
+    job = after(plan_of(unschedulable_since_noon(), child, first, now=at(3600)))
+    assert waits(plan_of(job, child, first, make_pod(4100).rejected("OutOfcpu"), now=at(4260)))[0] == "RejectedByNode"
+
+
+def test_a_pod_that_stops_after_long_is_followed_by_another() -> None:
+    child, running = make_child().started(NOW, active=1), make_pod().running().on("node-7")
+    stopping, stopped = running.stops_by(at(600)), make_pod().failed(143).on("node-7").stops_by(at(600))
+    job = after(plan_of(make_job(), child, make_pod().running()))
+    for seconds, pods, reason in (
+        (300, [stopping], "PodsPending"),
+        (640, [stopping], "PodNotStopping"),
+        (7200, [stopped], "Stopped"),
+        (7201, [], "PodsPending"),
+    ):
+        plan = plan_of(job, make_child().started(NOW), *pods, now=at(seconds))
+        assert waits(plan)[0] == reason
+        job = after(plan)
+    assert waits(plan)[1] == noted("waiting for pods to run", at(7200))
+    assert plan_of(job, make_child().started(NOW), now=at(7800)).status is None
+
+
+@pytest.mark.parametrize("seconds", [3600, 86_400])
+def test_a_job_that_fails_for_good_after_a_long_wait_lacks_no_pods(seconds: int) -> None:
+    bad = make_pod().failed(ExitCode.DATA_INVALID, word=make_word(ExitCode.DATA_INVALID, "bad data"))
+    plan = plan_of(unschedulable_since_noon(), make_child().started(NOW), bad, now=at(seconds))
+    assert runs(plan) == ("PodsRunning", "1 of 1 pods run")
+    assert plan.requeue_after is None
+
+
+@pytest.mark.parametrize("first", [make_pod().unschedulable(SCHEDULER), make_pod().scheduled()])
+def test_a_waiting_pod_that_is_deleted_may_be_replaced_in_peace(first: PodBuilder) -> None:
+    there = make_child().started(NOW, active=1)
+    job = after(plan_of(make_job(), there, first))
+    deleted = plan_of(job, make_child().started(NOW), now=at(1200))
+    assert waits(deleted) == ("PodsPending", noted("waiting for pods to run", at(1200)))
+    assert plan_of(after(deleted), make_child().started(NOW), now=at(1300)).status is None
+    replaced = plan_of(after(deleted), there, make_pod(1301), now=at(1301))
+    assert waits(replaced) == ("PodsPending", "waiting for pods to run")
 
 
 # ---- pods that do not stop ----

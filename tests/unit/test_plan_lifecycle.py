@@ -20,6 +20,7 @@ from plan_builders import (
     make_child,
     make_job,
     make_pod,
+    make_word,
     message_of,
     plan_of,
     touches_children,
@@ -77,18 +78,36 @@ def test_a_job_that_someone_deleted_is_made_again() -> None:
 WIDE = {"resources": {"nodes": 2}, "output": {"uri": "pvc://models/x", "createClaim": {"size": "1Gi"}}}
 
 
-def test_what_pods_need_is_made_again_where_they_wait_for_long() -> None:
+NOT_FOUND = '0/3 nodes are available: persistentvolumeclaim "models" not found.'
+
+
+def test_a_claim_that_the_scheduler_misses_is_made_again_when_it_has_had_a_minute_to_hear_of_it() -> None:
     """Somebody may have deleted it, and nothing watches it."""
+    job = make_job().spec(output=WIDE["output"])
+    child = make_child(job)
+    claim = plan_of(job).create[:1]
+    early = plan_of(job, child, make_pod().unschedulable(NOT_FOUND), now=at(45))
+    assert (early.restore, early.requeue_after) == ((), timedelta(seconds=15))
+    assert plan_of(job, child, make_pod().unschedulable(NOT_FOUND), now=at(60)).restore == claim
+    for words in ("0/3 nodes are available: 3 Insufficient cpu.", 'persistentvolumeclaim "data" not found'):
+        plan = plan_of(job, child, make_pod().unschedulable(words), now=at(60))
+        assert (plan.restore, plan.requeue_after) == ((), None)
+    late = make_job().spec(output={"uri": "pvc://models/x"})
+    assert plan_of(late, make_child(late), make_pod().unschedulable(NOT_FOUND), now=at(60)).restore == ()
+
+
+def test_a_service_is_made_again_where_pods_wait_for_long() -> None:
     job = make_job().spec(**WIDE)
     child = make_child(job)
     first = make_pod().running(), make_pod(1).node(1)
     needed = plan_of(job).create[:2]
     assert [body["kind"] for body in needed] == ["PersistentVolumeClaim", "Service"]
-    assert plan_of(job, child, *first, now=at(59)).restore == ()
-    assert plan_of(job, child, *first, now=at(60)).restore == needed
+    early = plan_of(job, child, *first, now=at(59))
+    assert (early.restore, early.requeue_after) == ((), timedelta(seconds=1))
+    assert plan_of(job, child, *first, now=at(60)).restore == needed[1:]
     again = make_pod(2).created(at(99)), make_pod(3).node(1).created(at(99))
     lost = make_pod().failed(44), make_pod(1).node(1).failed(44)
-    assert plan_of(job, child, *lost, *again, now=at(99)).restore == needed
+    assert plan_of(job, child, *lost, *again, now=at(99)).restore == needed[1:]
     assert plan_of(make_job(), make_child(), make_pod(), now=at(999)).restore == ()
 
 
@@ -194,7 +213,7 @@ def test_a_job_that_may_not_be_suspended_goes_on_running_and_says_why() -> None:
     assert plan.change_child == {"suspend": True}
     assert plan.status is not None
     assert plan.status["phase"] == "Running"
-    assert message_of(plan.status, "Running") == f"1 of 1 pods run; the API server refuses to suspend it: {DENIED}"
+    assert message_of(plan.status, "Running") == f"1 of 1 pods run; it could not be suspended yet: {DENIED}"
     assert plan.events == ()
     held = plan_of(job.status(plan.status), make_child().suspended(), make_pod().running())
     assert conditions_of(held.status)["Suspended"] == ("True", "SuspendedByUser")
@@ -209,7 +228,7 @@ def test_a_job_of_a_queue_that_may_not_be_deleted_is_not_suspended_either() -> N
 
 def test_a_change_that_the_api_server_refuses_is_told_to_the_user() -> None:
     plan = plan_of(make_job().spec(backoffLimit=9), make_child(), make_pod().running(), obstacle=DENIED)
-    said = f"1 of 1 pods run; the API server refuses what else the job needs: {DENIED}"
+    said = f"1 of 1 pods run; what else it needs could not be done yet: {DENIED}"
     assert message_of(plan.status, "Running") == said
 
 
@@ -359,6 +378,40 @@ def test_a_mended_spec_may_try() -> None:
     assert plan.status is not None
     assert plan.status["phase"] == "Pending"
     assert "completionTime" not in plan.status
+
+
+def test_a_release_that_takes_the_spec_starts_nothing_that_its_user_gave_up() -> None:
+    refused = plan_of(make_job().spec(task="Poetry"))
+    assert plan_of(make_job().status(refused.status), now=at(999)) == Plan()
+
+
+def test_a_job_whose_job_an_earlier_release_stopped_for_its_spec_goes_on_while_that_is_there() -> None:
+    began = plan_of(make_job(), make_child(), make_pod().running())
+    refused = plan_of(make_job().spec(task="Poetry").status(began.status)).status
+    assert conditions_of(refused)["Failed"] == ("True", "SpecInvalid")
+    plan = plan_of(make_job().status(refused), make_child().metadata(**DELETED), make_pod().running())
+    assert conditions_of(plan.status)["Failed"][0] == "False"
+    assert kinds(plan_of(make_job().status(plan.status))) == ["Job"]
+    assert plan_of(make_job().status(refused)) == Plan()
+
+
+CODE_10 = make_word(ExitCode.SPEC_INVALID, "training.maxLength 4096 is over the model's 512")
+
+
+def test_what_the_trainer_refused_is_over_whatever_comes_then() -> None:
+    """Its word for exit code 10 is the one that the operator has for its own refusal."""
+    child = make_child().fails(NOW, "PodFailurePolicy")
+    pod = make_pod().failed(ExitCode.SPEC_INVALID, word=CODE_10)
+    job = make_job().spec(ttlSecondsAfterFinished=3600)
+    job.status(plan_of(job, child, pod, now=at(1)).status)
+    assert conditions_of(job.obj()["status"])["Failed"] == ("True", "SpecInvalid")
+    left = timedelta(seconds=3500)
+    for children in ((child, pod), (child,), (None,), (make_child(), pod)):
+        assert plan_of(job, *children, now=at(100)) == Plan(requeue_after=left)
+        assert plan_of(job, *children, now=at(3600)) == Plan(delete_self=True)
+    changed = plan_of(job.metadata(generation=2), None, now=at(100))
+    assert not touches_children(changed)
+    assert conditions_of(changed.status)["Failed"] == ("True", "SpecInvalid")
 
 
 def test_a_job_that_failed_for_another_cause_may_not_though_its_spec_changes() -> None:

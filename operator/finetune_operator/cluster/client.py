@@ -60,6 +60,14 @@ class Refused(ClusterError):
     """The API server refuses the request, and will again: invalid, forbidden, over quota."""
 
 
+class WebhookFailed(ClusterError):
+    """A webhook that the API server asks does not answer: it passes when somebody mends that."""
+
+
+class Unreached(ClusterError):
+    """The API server did not get to the request: it is overloaded or away, or the answer was lost."""
+
+
 class Cluster(Protocol):
     """The requests of the engine. Every method raises ClusterError."""
 

@@ -18,14 +18,20 @@ from finetune_operator.cluster.client import (
     KubernetesObject,
     Refused,
     Resource,
+    Unreached,
+    WebhookFailed,
 )
 
 PAGE_SIZE = 100
 _REQUEST_SECONDS = 30
 _MERGE_PATCH = "application/merge-patch+json"
 _ALREADY_EXISTS = "AlreadyExists"
+_WEBHOOK = "webhook"
+_STORE_LATE = ("etcdserver:", "timed out", "context deadline exceeded")
+"""What stands in an internal error where the API server's own store is away or slow."""
 _ERROR_OF_STATUS: dict[int, type[ClusterError]] = {
     400: Refused, 401: ClusterError, 403: Refused, 404: Gone, 409: Conflict, 410: Gone, 422: Refused,
+    408: Unreached, 429: Unreached, 502: Unreached, 503: Unreached, 504: Unreached,
 }  # fmt: skip
 
 
@@ -105,7 +111,7 @@ class KubernetesCluster:
         fenced: bool = True,
     ) -> dict[str, Any]:
         if fenced and method != "GET" and not self._may_write():
-            raise ClusterError("this replica does not lead, and writes nothing")
+            raise Unreached("this replica does not lead, and writes nothing")
         request = await self._api.param_serialize(
             method,
             path,
@@ -122,7 +128,7 @@ class KubernetesCluster:
             raise _error(error.status or 0, error.body or b"", str(error.reason)) from None
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             self._count(method, "<error>")
-            raise ClusterError(f"{type(error).__name__}: {error}") from None
+            raise Unreached(f"{type(error).__name__}: {error}") from None
         self._count(method, str(response.status))
         if response.status >= 400:
             raise _error(response.status, data)
@@ -137,6 +143,15 @@ def _error(status: int, data: bytes | str, otherwise: str = "") -> ClusterError:
         message, reason = str(told["message"]), told.get("reason")
     except (ValueError, KeyError, TypeError, AttributeError):
         message, reason = (data.decode(errors="replace") if isinstance(data, bytes) else data)[:200], None
-    # The code alone does not tell: it is 409 too where two requests count against one quota at the same time.
-    kind = AlreadyThere if reason == _ALREADY_EXISTS else _ERROR_OF_STATUS.get(status, ClusterError)
-    return kind(message or otherwise)
+    return _kind(status, message, reason)(message or otherwise)
+
+
+def _kind(status: int, message: str, reason: str | None) -> type[ClusterError]:
+    """The code alone does not tell: it is 409 too where two requests count against one quota at the same time."""
+    if reason == _ALREADY_EXISTS:
+        return AlreadyThere
+    if status == 500 and _WEBHOOK in message:
+        return WebhookFailed
+    if status == 500 and any(words in message for words in _STORE_LATE):
+        return Unreached
+    return _ERROR_OF_STATUS.get(status, ClusterError)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from finetune_operator.cluster.client import (
@@ -22,6 +22,9 @@ from finetune_operator.cluster.client import (
     Conflict,
     Gone,
     KubernetesObject,
+    Refused,
+    Unreached,
+    WebhookFailed,
 )
 from finetune_operator.engine.store import Key, Store
 from finetune_operator.plan.builders.event import build_event
@@ -33,6 +36,9 @@ from finetune_operator.plan.snapshot import Snapshot
 from finetune_operator.plan.status import ends_unheard
 
 logger = logging.getLogger(__name__)
+
+FAILURES_TOLD = 3
+"""An error that may pass stands in the status when it came so often in a row: the first two pass within seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,10 @@ class Reconciler:
     """Told of every plan whose status was written, for the metrics."""
     others_wait: Callable[[], bool] = lambda: False
     """Whether other keys are queued."""
+    failures: Callable[[Key], int] = lambda key: 0
+    """How often in a row a key has failed."""
+    _offered: dict[Key, list[str]] = field(default_factory=dict)
+    """Which pod was a job's first when its Service was last offered again."""
 
     async def reconcile(self, key: Key) -> timedelta | None:
         """Apply the plan for a key; returns when to come again. Raises ClusterError."""
@@ -64,6 +74,7 @@ class Reconciler:
         now = self.now()  # one moment for both: the wait for last words must not end between the look and the plan
         snapshot = await self._heard_out(key, snapshot, now)
         if snapshot is None:
+            self._offered.pop(key, None)
             return None
         settings = self.settings()
         plan = make_plan(snapshot, settings, now)
@@ -82,21 +93,27 @@ class Reconciler:
         return plan.requeue_after
 
     async def _bring_about(self, key: Key, snapshot: Snapshot, plan: Plan, now: datetime) -> None:
-        """Do what is planned for the children. The user reads the job, not our log: what is in the way is told there.
-
-        Of what only crosses another change nothing is told: the next try has both.
-        """
+        """Do what is planned for the children. Users read the job, not our log: what is in the way is told there."""
         try:
             await self._apply_to_children(key, snapshot, plan)
-        except (Gone, Conflict):
-            raise
+            await self._restore(key, snapshot, plan)
         except ClusterError as error:
-            stopped = replace(snapshot, obstacle=str(error))
-            await self._write_status(key, stopped, make_plan(stopped, self.settings(), now))
+            if self._is_in_the_way(key, error):
+                stopped = replace(snapshot, obstacle=str(error))
+                await self._write_status(key, stopped, make_plan(stopped, self.settings(), now))
             raise
 
+    def _is_in_the_way(self, key: Key, error: ClusterError) -> bool:
+        """Whether an error will not pass by itself.
+
+        What only crosses another change or meets a busy API server does, and a write for each job would add to that.
+        """
+        if isinstance(error, (Gone, Conflict, Unreached)):
+            return False
+        return isinstance(error, (Refused, WebhookFailed)) or self.failures(key) >= FAILURES_TOLD - 1
+
     async def _apply_to_children(self, key: Key, snapshot: Snapshot, plan: Plan) -> None:
-        for body in (*plan.create, *plan.restore):
+        for body in plan.create:
             await self._create(key, body)
         child = snapshot.child
         if child is None:
@@ -114,6 +131,23 @@ class Reconciler:
         except (Gone, Conflict):
             await self._refresh_child(key, child.uid)
             raise
+
+    async def _restore(self, key: Key, snapshot: Snapshot, plan: Plan) -> None:
+        """Make again what pods lost. It comes last: that it is refused holds up no change.
+
+        A Service may well be there, and a full quota refuses it all the same: it is offered once to each set of pods,
+        and nothing is said of it. A claim that the scheduler misses is missing.
+        """
+        first = [pod.uid for pod in snapshot.pods if pod.is_first][-1:]
+        for body in plan.restore:
+            if body["kind"] != "Service":
+                await self._create(key, body)
+            elif self._offered.get(key) != first:
+                try:
+                    await self._create(key, body)
+                except Refused as error:
+                    logger.info("%s/%s: its Service is not made again: %s", *key, error)
+                self._offered[key] = first
 
     async def _write_status(self, key: Key, snapshot: Snapshot, plan: Plan) -> None:
         """Write what differs, if it is still the state that was planned for: a stale plan must not undo an end."""

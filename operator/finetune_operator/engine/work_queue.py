@@ -98,6 +98,10 @@ class WorkQueue(Generic[Key]):
         self.add_after(key, seconds)
         return seconds
 
+    def failures(self, key: Key) -> int:
+        """How often in a row the work on a key has failed."""
+        return self._failures.get(key, 0)
+
     def forget(self, key: Key) -> None:
         """The key's object is gone: no delay and no backoff of it is kept."""
         self._failures.pop(key, None)

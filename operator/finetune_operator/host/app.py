@@ -131,6 +131,7 @@ class App:
             instance=self._name,
             applied=self.metrics.plan_applied,
             others_wait=lambda: len(self.queue) > 0,
+            failures=self.queue.failures,
         )
         workers = Workers(self.queue, reconciler, self.metrics, self.settings.workers)
         # Workers start only after the first full list: a store with holes would plan what is there already.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,10 @@ _LOST_BY_CONTAINERD = ("Unknown", 255)
 """Its reason and exit code of a container that it did not see end, as when its machine starts anew."""
 _QUOTED = 500
 """What is quoted of others' words at most, or what to do would be cut off after them."""
+_CAUSE = 700
+"""What is told at most of a try that failed, for what is said after it."""
+_OF_ONE_TRY = re.compile(r'\btime="[^"]*"\s*|\b[0-9a-f]{64}\b')
+"""What a container runtime says otherwise at each try: each were a write of status."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +65,14 @@ def why_pending(pods: Sequence[ObservedPod], late: Diagnosis | None = None) -> D
                 "PodConfigInvalid", f"{pod.name}: {_quoted(pod.waiting_message) or _CONFIG_REASON}; {hint}"
             )
         if pod.waiting_reason in _UNSTARTED_REASONS:
-            return _unstarted(pod, pod.waiting_message or pod.waiting_reason)
+            return _unstarted(pod, pod.waiting_message, pod.waiting_reason)
     if late:
         return late
     for pod in waiting:
         if pod.scheduled is False:
-            return Diagnosis("Unschedulable", f"{pod.name}: {pod.scheduling_message}")
+            return Diagnosis("Unschedulable", f"{pod.name}: {_beginning(pod.scheduling_message, _QUOTED)}")
     if _lacks_a_node(pods) and (cause := _why_pods_failed(pods)):
-        return Diagnosis(cause.reason, f"{cause.message}; waiting for the next try")
+        return Diagnosis(cause.reason, f"{_beginning(cause.message, _CAUSE)}; waiting for the next try")
     return STARTING
 
 
@@ -143,7 +148,7 @@ def why_pod_failed(pod: ObservedPod) -> Diagnosis | None:
         why = [why_removed(pod), said or (_quoted(pod.termination_message) if _is_lost(pod) else "")]
         return Diagnosis("Preempted", f"{pod.name} was removed from its node ({': '.join(filter(None, why))})")
     if pod.terminated_reason in _UNSTARTED_REASONS:
-        return _unstarted(pod, _quoted(pod.termination_message) or pod.terminated_reason)
+        return _unstarted(pod, pod.termination_message, pod.terminated_reason)
     if pod.pod_reason == _DEADLINE:
         hint = "that is no deadline of the job: something sets activeDeadlineSeconds of every pod here"
         return Diagnosis(_DEADLINE, f"{pod.name}: {said or 'it ran for too long'}; {hint}")
@@ -169,8 +174,9 @@ def _rejected(pod: ObservedPod, said: str) -> Diagnosis | None:
     return Diagnosis("RejectedByNode", f"{pod.name} was rejected by {_node(pod)} ({why})")
 
 
-def _unstarted(pod: ObservedPod, words: str) -> Diagnosis:
-    return Diagnosis("ContainerNotStarted", f"{pod.name}: {_node(pod)} cannot start the container: {_quoted(words)}")
+def _unstarted(pod: ObservedPod, words: str, reason: str) -> Diagnosis:
+    said = _quoted(_OF_ONE_TRY.sub("", words)) or reason
+    return Diagnosis("ContainerNotStarted", f"{pod.name}: {_node(pod)} cannot start the container: {said}")
 
 
 def _node(pod: ObservedPod) -> str:
@@ -181,6 +187,10 @@ def _quoted(words: str) -> str:
     """On one line, and of long words the end: a chain of errors has its cause there."""
     line = " ".join(words.split()).strip(" .")
     return line if len(line) <= _QUOTED else f"... {line[-_QUOTED:]}"
+
+
+def _beginning(words: str, limit: int) -> str:
+    return words if len(words) <= limit else f"{words[:limit]} ..."
 
 
 def was_removed(pod: ObservedPod) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.v1alpha1.status import FineTuneJobStatus
-from finetune_operator.plan.diagnosis import Diagnosis, why_pod_failed
+from finetune_operator.plan.diagnosis import Diagnosis, failed_for_good, why_pod_failed
 from finetune_operator.plan.snapshot import ObservedJob, ObservedPod, Snapshot
 
 _TOLD = 300
@@ -17,8 +18,11 @@ _TOLD = 300
 PODS_REFUSED = "PodsRefused"
 HELD_BY_SIDECAR = "HeldBySidecar"
 
-CREATION_GRACE = timedelta(seconds=20)
-"""The Job controller makes a job's first pods within seconds."""
+NOTED_AFTER = timedelta(seconds=10)
+"""The Job controller makes a job's first pods within seconds: a healthy start notes nothing."""
+
+CREATION_GRACE = timedelta(seconds=10)
+"""What it may take from then on."""
 
 RETRY_GRACE = timedelta(minutes=11)
 """After failures it waits for up to ten minutes before it makes the next ones."""
@@ -29,17 +33,38 @@ STOP_GRACE = timedelta(seconds=30)
 END_GRACE = timedelta(seconds=30)
 """What other containers may take to end after the trainer's."""
 
+_NOTE = "; not all pods are there since "
+_NOTED = re.compile(_NOTE + r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)")
+
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """What has not happened to a job's pods by now."""
+
+    cause: Diagnosis | None
+    """What is wrong; None while nothing is late."""
+    missing_since: datetime | None
+    """Since when pods are missing, where the status is to note it."""
+
+    def noted(self, cause: Diagnosis) -> Diagnosis:
+        """Why pods do not run, with the note that the next plan reads."""
+        if self.missing_since is None:
+            return cause
+        since = self.missing_since.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return Diagnosis(cause.reason, f"{cause.message}{_NOTE}{since}")
+
 
 @dataclass(frozen=True, slots=True)
 class _Awaited:
     due: datetime
-    cause: Diagnosis
-    """What is wrong when it has not happened by then."""
+    cause: Diagnosis | None
+    """What is wrong when it has not happened by then; None where it is only to be noted."""
 
 
-def why_late(snapshot: Snapshot, earlier: FineTuneJobStatus, now: datetime) -> Diagnosis | None:
-    """What has not happened in time; None while nothing is late."""
-    return next((each.cause for each in _awaited(snapshot, earlier, now) if each.due <= now), None)
+def why_late(snapshot: Snapshot, earlier: FineTuneJobStatus, now: datetime) -> Late:
+    """What has not happened in time."""
+    due = (each.cause for each in _awaited(snapshot, earlier, now) if each.due <= now)
+    return Late(next(due, None), _noted_since(snapshot, earlier, now))
 
 
 def until_late(snapshot: Snapshot, earlier: FineTuneJobStatus, now: datetime) -> timedelta | None:
@@ -56,17 +81,38 @@ def _awaited(snapshot: Snapshot, earlier: FineTuneJobStatus, now: datetime) -> I
             yield _Awaited(pod.stops_by + STOP_GRACE, _not_stopping(snapshot.job.namespace, pod))
         if pod.trained_until and pod.others_running and pod.is_living:
             yield _Awaited(pod.trained_until + END_GRACE, _held(pod))
-    if not (child.suspended or child.being_deleted) and (due := _pods_are_due(snapshot, child, earlier, now)):
-        yield _Awaited(due, _refused(snapshot, child))
+    if since := _noted_since(snapshot, earlier, now):
+        grace = RETRY_GRACE if _had_other_pods(snapshot, child, since) else CREATION_GRACE
+        yield _Awaited(since + grace, _refused(snapshot, child))
+    elif begun := _makes_pods_since(snapshot, earlier, now):
+        yield _Awaited(begun + NOTED_AFTER, None)
 
 
-def _pods_are_due(snapshot: Snapshot, child: ObservedJob, earlier: FineTuneJobStatus, now: datetime) -> datetime | None:
-    """When the Job is to have made all of its pods; None when it has."""
-    made = {pod.index for pod in snapshot.pods if not pod.has_ended or pod.phase == "Succeeded"}
-    if child.start_time is None or max(len(made), child.num_pods) >= child.nodes:
+def _noted_since(snapshot: Snapshot, earlier: FineTuneJobStatus, now: datetime) -> datetime | None:
+    """Since when pods are missing; None when none is, or none for long.
+
+    Pods that are gone do not tell when they went, and that a job is pending does not tell that it had none: so it is
+    noted in the status when they are first seen to be missing.
+    """
+    begun = _makes_pods_since(snapshot, earlier, now)
+    if begun is None:
         return None
-    grace = RETRY_GRACE if _had_other_pods(snapshot, earlier) else CREATION_GRACE
-    return max(child.start_time, _pending_since(earlier, now)) + grace
+    said = next((each.message for each in earlier.conditions if each.type == "Reconciling"), "")
+    found = [datetime.fromisoformat(text) for text in _NOTED.findall(said)]
+    if found and found[-1] >= begun.replace(microsecond=0):
+        return found[-1]
+    return now.replace(microsecond=0) if now - begun >= NOTED_AFTER else None
+
+
+def _makes_pods_since(snapshot: Snapshot, earlier: FineTuneJobStatus, now: datetime) -> datetime | None:
+    """Since when at the earliest the Job is to make pods that are not there; None when it has them, or is to end."""
+    child = snapshot.child
+    if child is None or child.suspended or child.being_deleted or child.has_ended or child.start_time is None:
+        return None
+    made = {pod.index for pod in snapshot.pods if not pod.has_ended or pod.phase == "Succeeded"}
+    if max(len(made), child.num_pods) >= child.nodes or any(failed_for_good(pod) for pod in snapshot.pods):
+        return None
+    return max(child.start_time, _pending_since(earlier, now), *(pod.created for pod in snapshot.pods))
 
 
 def _pending_since(earlier: FineTuneJobStatus, now: datetime) -> datetime:
@@ -75,9 +121,9 @@ def _pending_since(earlier: FineTuneJobStatus, now: datetime) -> datetime:
     return next(since, now if earlier.conditions else datetime.min.replace(tzinfo=UTC))
 
 
-def _had_other_pods(snapshot: Snapshot, earlier: FineTuneJobStatus) -> bool:
-    """Whether pods of the job have ended, also such as are gone."""
-    is_gone = earlier.start_time is not None and not snapshot.pods
+def _had_other_pods(snapshot: Snapshot, child: ObservedJob, missing_since: datetime) -> bool:
+    """Whether the Job has had pods that ended, also such as are gone: a Job without any lacks them from its start."""
+    is_gone = child.start_time is not None and missing_since - child.start_time > 2 * NOTED_AFTER
     return is_gone or snapshot.restarts > 0 or any(pod.has_ended for pod in snapshot.pods)
 
 

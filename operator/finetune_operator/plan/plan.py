@@ -11,13 +11,12 @@ from finetune_api.problems import Problem
 from finetune_api.support import unsupported
 from finetune_api.v1alpha1 import FineTuneJobSpec
 from finetune_api.v1alpha1.status import FineTuneJobStatus, Phase
-from finetune_operator.plan.builders.claim import build_claim
 from finetune_operator.plan.builders.job import build_job
-from finetune_operator.plan.builders.service import build_service
-from finetune_operator.plan.diagnosis import evicted_too_often
+from finetune_operator.plan.diagnosis import evicted_too_often, failed_for_good
 from finetune_operator.plan.events import Event, events_between
 from finetune_operator.plan.given import GivenSpec, read_spec
 from finetune_operator.plan.late import until_late, why_late
+from finetune_operator.plan.needs import lost_needs, needs_of_pods
 from finetune_operator.plan.run import make_run
 from finetune_operator.plan.settings import PodSettings
 from finetune_operator.plan.shape import shape_of
@@ -36,21 +35,20 @@ SPEC_INVALID = "SpecInvalid"
 FIELD_UNKNOWN = "FieldUnknown"
 NAME_TAKEN = "ChildNameTaken"
 RETRY_NAME_TAKEN = timedelta(minutes=1)
-LATE_START = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be done, in this order: create, change, delete, then the status, and last the events."""
+    """What is to be done, in this order: create, change, delete, restore, then the status, and last the events."""
 
     create: tuple[dict[str, Any], ...] = ()
     """The Job, and before it what its pods need; one that is there already is left as it is."""
-    restore: tuple[dict[str, Any], ...] = ()
-    """What the pods of a Job that is there need, and may have lost."""
     change_child: dict[str, Any] = field(default_factory=dict)
     """Fields of the Job's spec that are to be changed."""
     delete_child: str | None = None
     """UID of the Job that is to be deleted."""
+    restore: tuple[dict[str, Any], ...] = ()
+    """What the pods of a Job that is there need, and may have lost."""
     delete_self: bool = False
     """The FineTuneJob's time to live is over."""
     status: dict[str, Any] | None = None
@@ -68,7 +66,7 @@ def make_plan(snapshot: Snapshot, settings: PodSettings, now: datetime) -> Plan:
         return Plan()  # its children go by their owner reference
     earlier = read_status(job.status)
     given = read_spec(job.spec)
-    if has_ended(earlier) and not _may_try_again(snapshot, earlier, given):
+    if has_ended(earlier) and not _may_try_again(snapshot, earlier):
         return _after_the_end(snapshot, earlier, now)
     strategy = given.spec.strategy.name if given.spec else None
     if seen := _why_not_begun(snapshot, given):
@@ -84,9 +82,10 @@ def make_plan(snapshot: Snapshot, settings: PodSettings, now: datetime) -> Plan:
         return _with_status(snapshot, earlier, seen, strategy, now, **actions)
     if child is not None and (reservation := given.reservation()):
         seen = replace(seen, message=f"{seen.message}; {reservation}")
-    if seen.phase == Phase.PENDING and _starts_late(snapshot, now):
-        actions["restore"] = _needs_of_pods(snapshot, given.spec)
+    lost = tuple(lost_needs(snapshot, given.spec)) if seen.phase == Phase.PENDING else ()
+    actions["restore"] = tuple(each.body for each in lost if each.due <= now)
     waits = (
+        *(each.due - now for each in lost if each.due > now),
         wait_for_last_words(snapshot, now),
         held_back(snapshot, earlier.progress, now),
         until_late(snapshot, earlier, now),
@@ -141,7 +140,7 @@ def _actions(snapshot: Snapshot, given: GivenSpec, settings: PodSettings) -> dic
         if job.is_to_stand_still or snapshot.leftover or spec is None:
             return {}
         run = make_run(job.namespace, job.name, job.uid, spec)
-        return {"create": (*_needs_of_pods(snapshot, spec), build_job(run, settings))}
+        return {"create": (*needs_of_pods(snapshot, spec), build_job(run, settings))}
     if child.being_deleted or child.has_ended:
         return {}
     is_changed = spec is not None and not given.unknown and child.shape not in ("", shape_of(spec))
@@ -159,19 +158,6 @@ def _changes(job: ObservedFineTuneJob, child: ObservedJob, spec: FineTuneJobSpec
     if not child.queue:  # else Kueue alone starts and stops it
         pairs["suspend"] = (child.suspended, job.is_to_stand_still)
     return {name: wanted for name, (found, wanted) in pairs.items() if found != wanted}
-
-
-def _needs_of_pods(snapshot: Snapshot, spec: FineTuneJobSpec | None) -> tuple[dict[str, Any], ...]:
-    """What the pods of a job mount and find each other by."""
-    if spec is None:
-        return ()
-    run = make_run(snapshot.job.namespace, snapshot.job.name, snapshot.job.uid, spec)
-    return tuple(body for body in (build_claim(run), build_service(run)) if body is not None)
-
-
-def _starts_late(snapshot: Snapshot, now: datetime) -> bool:
-    """Whether pods wait for so long that they may lack what was made for them."""
-    return bool(snapshot.pods) and now - snapshot.pods[0].created >= LATE_START
 
 
 def _after_the_end(snapshot: Snapshot, earlier: FineTuneJobStatus, now: datetime) -> Plan:
@@ -198,12 +184,18 @@ def _time_to_live(snapshot: Snapshot, status: FineTuneJobStatus, now: datetime) 
     return status.completion_time + timedelta(seconds=seconds) - now
 
 
-def _may_try_again(snapshot: Snapshot, earlier: FineTuneJobStatus, given: GivenSpec) -> bool:
-    """A job refused for its spec was not at fault in what it did: mended, or in a version that takes it, it may try."""
+def _may_try_again(snapshot: Snapshot, earlier: FineTuneJobStatus) -> bool:
+    """Whether the operator itself refused a job for its spec, and no trainer had the last word.
+
+    The trainer's exit code 10 has the same reason: where one ever started, only a Job that goes on tells them apart.
+    What never began waits for its user to mend it: another release may take it, but there may be a job in its stead.
+    """
     if not any(c.type == "Failed" and c.reason == SPEC_INVALID for c in earlier.conditions):
         return False
-    is_mended = earlier.observed_generation != snapshot.job.generation
-    return is_mended or _has_begun(snapshot) or not _refusals(given)
+    child = snapshot.child
+    if child is not None and child.owner_uid == snapshot.job.uid:
+        return not child.has_ended and not any(failed_for_good(pod) for pod in snapshot.pods)
+    return earlier.start_time is None and earlier.observed_generation != snapshot.job.generation
 
 
 def _with_status(

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from finetune_api.v1alpha1.status import FineTuneJobStatus, Phase, Progress
 from finetune_operator.api.conditions import Verdict, is_true, merge
 from finetune_operator.plan.diagnosis import STARTING, Diagnosis, failed_for_good, last_word, why_failed, why_pending
+from finetune_operator.plan.late import Late
 from finetune_operator.plan.names import KUEUE_JOB_UID_LABEL, KUEUE_WORKLOADS, claim_of
 from finetune_operator.plan.snapshot import ObservedJob, ObservedPod, Snapshot
 
@@ -34,19 +35,19 @@ class Observation:
     message: str
 
 
-def observe_phase(snapshot: Snapshot, late: Diagnosis | None, now: datetime) -> Observation:
+def observe_phase(snapshot: Snapshot, late: Late, now: datetime) -> Observation:
     """Where a job that has not ended stands, with what should have happened to it by now."""
     child, pods = snapshot.child, snapshot.pods
     if child is not None and child.has_ended and wait_for_last_words(snapshot, now) is None:
         return _observe_end(child, pods)
     if snapshot.job.is_to_stand_still and not _goes_on_all_the_same(snapshot):
-        message = late.message if late else _suspended(snapshot.job.output_uri, pods)
+        message = late.cause.message if late.cause else _suspended(snapshot.job.output_uri, pods)
         return Observation(Phase.SUSPENDED, "SuspendedByUser", message)
     seen = _observe_life(snapshot, late)
     if child is None or not snapshot.obstacle:
         return seen
-    refused = "to suspend it" if snapshot.job.is_to_stand_still else "what else the job needs"
-    return replace(seen, message=f"{seen.message}; the API server refuses {refused}: {snapshot.obstacle}")
+    undone = "it could not be suspended" if snapshot.job.is_to_stand_still else "what else it needs could not be done"
+    return replace(seen, message=f"{seen.message}; {undone} yet: {snapshot.obstacle}")
 
 
 def _goes_on_all_the_same(snapshot: Snapshot) -> bool:
@@ -55,7 +56,7 @@ def _goes_on_all_the_same(snapshot: Snapshot) -> bool:
     return bool(snapshot.obstacle) and child is not None and not child.suspended and not child.being_deleted
 
 
-def _observe_life(snapshot: Snapshot, late: Diagnosis | None) -> Observation:
+def _observe_life(snapshot: Snapshot, late: Late) -> Observation:
     """Where a job stands that is not to stand still."""
     child, pods = snapshot.child, snapshot.pods
     if child is None:
@@ -67,9 +68,9 @@ def _observe_life(snapshot: Snapshot, late: Diagnosis | None) -> Observation:
     # in a moment: to call it pending until then would count its time as lost and to be made up for.
     at_work = {pod.index for pod in pods if pod.phase == "Succeeded" or (pod.phase == "Running" and pod.is_living)}
     if len(at_work) >= child.nodes or any(failed_for_good(pod) for pod in pods):
-        cause = late or Diagnosis("PodsRunning", f"{child.nodes} of {child.nodes} pods run")
+        cause = late.cause or Diagnosis("PodsRunning", f"{child.nodes} of {child.nodes} pods run")
         return Observation(Phase.RUNNING, cause.reason, cause.message)
-    cause = why_pending(pods, late)
+    cause = late.noted(why_pending(pods, late.cause))
     return Observation(Phase.PENDING, cause.reason, cause.message)
 
 
@@ -248,7 +249,7 @@ def _why_no_job(snapshot: Snapshot) -> Diagnosis:
     if snapshot.leftover:
         return Diagnosis("EarlierPodsStopping", f"waiting for {snapshot.leftover} of an earlier Job to stop")
     if snapshot.obstacle:
-        return Diagnosis("ChildRefused", f"the API server refuses what the job needs: {snapshot.obstacle}")
+        return Diagnosis("ChildRefused", f"what the job needs could not be made yet: {snapshot.obstacle}")
     return STARTING
 
 
