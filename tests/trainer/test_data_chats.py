@@ -66,6 +66,28 @@ class TestTools:
         assert rows_of(tmp_path, [row])[0].tools is None
         assert "no column 'functions'" in refused(tmp_path, [chat()], columns={"tools": "functions"})
 
+    @pytest.mark.parametrize("column", ["messages", "conversations"])
+    @pytest.mark.parametrize("columns", [{"tools": "functions"}, {"system": "before"}], ids=["tools", "system"])
+    def test_named_alone_leave_the_column_of_the_chat_to_the_row(
+        self, tmp_path: Path, column: str, columns: dict[str, str]
+    ) -> None:
+        messages = chat()["messages"]
+        row = {column: messages, "functions": [TELL], "before": "be kind"}
+        [found] = rows_of(tmp_path, [row], columns=columns)
+        system = {"role": "system", "content": "be kind"}
+        assert found.messages == ((system, *messages) if "system" in columns else tuple(messages))
+        assert found.tools == ((TELL,) if "tools" in columns else None)
+        # They belong to a chat.
+        assert rows_of(tmp_path, [{**row, "text": "a"}], columns=columns) == [found]
+        both = {"messages": messages, "conversations": messages, **row}
+        assert "has messages and conversations" in refused(tmp_path, [both], columns=columns)
+
+    def test_are_not_read_of_a_column_that_is_named_for_something_else(self, tmp_path: Path) -> None:
+        row = {"tools": chat()["messages"]}
+        assert rows_of(tmp_path, [row], columns={"messages": "tools"})[0].tools is None
+        row = {"messages": chat()["messages"], "tools": "be kind"}
+        assert rows_of(tmp_path, [row], columns={"system": "tools"})[0].messages[0]["content"] == "be kind"
+
     @pytest.mark.parametrize("none", [None, [], "", "[]"])
     def test_may_be_none(self, tmp_path: Path, none: Any) -> None:
         assert rows_of(tmp_path, [{**chat(), "tools": none}])[0].tools is None
@@ -79,7 +101,8 @@ class TestTools:
 
     def test_belong_to_chats_alone(self, tmp_path: Path) -> None:
         run = generation(write_jsonl(tmp_path / "a.jsonl", [{"a": "b"}]), columns={"text": "a", "tools": "b"})
-        assert "names columns of text and of messages" in failure(ExitCode.SPEC_INVALID, load, run)
+        said = failure(ExitCode.SPEC_INVALID, load, run)
+        assert "names a column for tools, which rows of text do not have" in said
         assert len(rows_of(tmp_path, [{"prompt": "a", "completion": "b", "tools": "c"}])) == 1
 
     def test_rows_that_differ_in_them_or_in_calls_are_no_repeats(self, tmp_path: Path) -> None:

@@ -60,10 +60,83 @@ class TestRead:
         row = {"instruction": "a", "response": "b"}
         assert "no column 'output'; it has 'instruction', 'response'" in refused(tmp_path, [row])
 
+    @pytest.mark.parametrize(
+        ("columns", "expected"),
+        [
+            ({"instruction": "input"}, ("the film", "", "der Film", "Be brief.")),
+            ({"instruction": "output", "output": "input"}, ("der Film", "", "the film", "Be brief.")),
+            ({"instruction": "system"}, ("Be brief.", "the film", "der Film", "")),
+            (
+                {"instruction": "instruction", "input": "history"},
+                ("Translate.", "It is 1927.", "der Film", "Be brief."),
+            ),
+        ],
+    )
+    def test_a_column_is_read_for_what_it_is_named_for(
+        self, tmp_path: Path, columns: dict[str, str], expected: tuple[str, str, str, str]
+    ) -> None:
+        """Not for what it is called, too: the question would stand twice, or the answer in the prompt."""
+        row = {**ROW, "system": "Be brief.", "history": "It is 1927." if "input" in columns else None}
+        instruction, about, output, system = expected
+        found = rows_of(tmp_path, [row], columns=columns)
+        assert found == [Instruction(instruction, about, output, "line 1", system)]
+
+    @pytest.mark.parametrize(
+        ("columns", "words"),
+        [
+            ({"instruction": "output"}, "'output' would be read as instruction and as output"),
+            ({"output": "instruction", "input": "input"}, "'instruction' would be read as instruction and as output"),
+            ({"prompt": "completion"}, "'completion' would be read as prompt and as completion"),
+        ],
+    )
+    def test_the_answer_is_not_asked_for_by_itself(self, tmp_path: Path, columns: dict[str, str], words: str) -> None:
+        run = generation(write_jsonl(tmp_path / "a.jsonl", [{**ROW, "completion": "a"}]), columns=columns)
+        assert f"spec.data.columns: {words}" in failure(ExitCode.SPEC_INVALID, load, run)
+
+    @pytest.mark.parametrize("none", ["", "[]", " [] ", "null"])
+    def test_a_history_of_nothing_is_none(self, tmp_path: Path, none: str) -> None:
+        (tmp_path / "train.csv").write_text(f"instruction,output,history\nGreet.,Hello.,{none}\n", encoding="utf-8")
+        assert load(generation(tmp_path / "train.csv")).train.rows == [Instruction("Greet.", "", "Hello.", "line 2")]
+
     def test_system_belongs_to_no_text(self, tmp_path: Path) -> None:
         run = generation(write_jsonl(tmp_path / "a.jsonl", [{"a": "b"}]), columns={"text": "a", "system": "b"})
         message = failure(ExitCode.SPEC_INVALID, load, run)
         assert "names a column for system, which rows of text do not have" in message
+
+    @pytest.mark.parametrize(
+        ("form", "row"), [("text", {"text": "a"}), ("prompt and completion", {"prompt": "a", "completion": "b"})]
+    )
+    def test_system_has_no_effect_on_rows_without_it(self, tmp_path: Path, form: str, row: dict[str, str]) -> None:
+        columns = {"system": "before"}
+        row, fit = {**row, "before": "Be brief."}, {**ROW, "before": "Be brief."}
+        path = write_jsonl(tmp_path / "a.jsonl", [row, fit])
+        message = failure(ExitCode.SPEC_INVALID, load, generation(path, columns=columns))
+        assert (
+            f"spec.data.columns: names a column for system, which rows of {form} (file://{path} line 1) do" in message
+        )
+        mixed = write_jsonl(tmp_path / "mixed.jsonl", [fit, row])
+        report = str(load(generation(mixed, columns=columns)).train.report)
+        assert f"2 rows kept of 2 read; 1 of {form}, which have no column for system (line 2)" in report
+        # Rows of other sources may be of another form from the first one on.
+        replay = {"source": {"uri": f"file://{write_jsonl(tmp_path / 'replay.jsonl', [row])}"}}
+        found = load(generation(mixed, columns=columns, replay=replay)).replay
+        assert found is not None
+        assert f"1 of {form}, which have no column for system (line 1)" in str(found.report)
+
+    @pytest.mark.parametrize("beside", ["instruction", "output", "input"])
+    def test_of_half_a_form_the_whole_one_beside_it_is_read(self, tmp_path: Path, beside: str) -> None:
+        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        for row in ({"messages": messages}, {"prompt": "a", "completion": "b"}, {"text": "a"}):
+            [alone], [found] = (rows_of(tmp_path, [one]) for one in (row, {**row, beside: "c"}))
+            assert found == alone
+        assert rows_of(tmp_path, [{**ROW, "prompt": "a"}]) == [Instruction(*PARTS, "line 1")]
+
+    def test_the_hint_names_a_form_that_the_row_has(self, tmp_path: Path) -> None:
+        row = {"text": "a", "messages": [], "instruction": "b", "prompt": "c"}
+        message = refused(tmp_path, [row])
+        assert "has text and messages, and it is not said which to learn" in message
+        assert "columns: {messages: messages}" in message
+        assert "no column 'completion'" in refused(tmp_path, [{"prompt": "a", "instruction": "b"}])
 
     def test_beside_a_text_it_has_to_be_said_which(self, tmp_path: Path) -> None:
         """As in Stanford's own file, whose text is all of it."""

@@ -78,6 +78,21 @@ class TestRead:
             report.report
         )
 
+    def test_a_column_that_is_named_for_something_else_is_no_system(self, tmp_path: Path) -> None:
+        rows = [{"system": [ASKED, TOLD]}, {"conversations": [ASKED, TOLD], "system": [TELL]}]
+        assert rows_of(tmp_path, rows[:1], columns={"messages": "system"}) == [Chat((QUESTION, ANSWER), "line 1")]
+        assert rows_of(tmp_path, rows[1:], columns={"tools": "system"})[0].messages == (QUESTION, ANSWER)
+
+    @pytest.mark.parametrize("empty", [{"value": ""}, {"value": " \n"}, {"value": None}, {}])
+    def test_turns_that_say_nothing_and_are_not_answered_are_left_out(
+        self, tmp_path: Path, empty: dict[str, Any]
+    ) -> None:
+        system, human = ({"from": name, **empty} for name in ("system", "human"))
+        expected = (QUESTION, ANSWER)
+        rows = [row(system, ASKED, TOLD), row(ASKED, TOLD, human), row(system, ASKED, TOLD, human)]
+        assert [one.messages for one in rows_of(tmp_path, rows)] == [expected] * 3
+        assert rows_of(tmp_path, [row(system, ASKED, TOLD, system="be kind")])[0].messages == (SYSTEM, *expected)
+
     def test_beside_messages_system_has_to_be_named(self, tmp_path: Path) -> None:
         chat = {"messages": [QUESTION, ANSWER], "system": "be kind"}
         assert rows_of(tmp_path, [chat])[0].messages == (QUESTION, ANSWER)
@@ -104,6 +119,10 @@ class TestDropped:
             ([ASKED, {"from": "gpt", "value": " "}], "with an empty value (line 2: from gpt)"),
             ([{"from": "human", "value": None}, TOLD], "with an empty value (line 2: from human)"),
             ([{"from": "human"}, TOLD], "with an empty value (line 2: from human)"),
+            ([ASKED, TOLD, {"from": "human"}, TOLD], "with an empty value (line 2: from human)"),
+            ([ASKED, TOLD, {"from": "human"}, {"from": "human"}], "with an empty value (line 2: from human)"),
+            ([{"from": "system", "value": ""}, TOLD], "with an answer before any question (line 2)"),
+            ([{"from": "human", "value": ""}], "without messages (line 2)"),
             ([TOLD, ASKED, TOLD], "with an answer before any question (line 2)"),
             ([{"from": "system", "value": "a"}, TOLD], "with an answer before any question (line 2)"),
             ([ASKED, {"from": "gpt", "value": "\ud83d"}], "with half a character (line 2)"),

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.run import Run
-from finetune_trainer.data.chat_template import Unlearnable
+from finetune_trainer.data.chat_template import ChatTemplate, Unlearnable
 from finetune_trainer.data.generation_rows import Chat, PlainText, PromptCompletion
 from finetune_trainer.data.learnt_tokens import Encoder
 from finetune_trainer.data.text_generation import load
@@ -341,6 +341,34 @@ class TestWhatIsLearnt:
         assert learnt(tokenizer, chat(greeting, QUESTION)).startswith(before + turn)
         tokens = Encoder(tokenizer).encode(chat(greeting, *CHAT), "")
         assert tokens.ids == tokenizer.apply_chat_template([greeting, *CHAT])["input_ids"]
+
+    @pytest.mark.parametrize(
+        ("template", "before"),
+        [
+            (CHATML, "<|im_start|>assistant\n"),
+            (VICUNA, "be kind ASSISTANT:"),
+            (CHATML.replace("message['content']", "'so ' + message['content']"), "<|im_start|>assistant\nso "),
+        ],
+        ids=["all", "up to where it is asked", "more than is asked"],
+    )
+    def test_how_much_stands_before_a_greeting(self, template: str, before: str) -> None:
+        """Up to where an answer is asked for, unless what follows is words of the template's own."""
+        found = ChatTemplate(make_tokenizer(template)).before_first({"role": "assistant", "content": "hello"})
+        assert found == before
+
+    @pytest.mark.parametrize(
+        "refusal",
+        [
+            "{% if add_generation_prompt and messages[-1].role != 'user' %}{{ raise_exception('no') }}{% endif %}",
+            "{% if messages[0].content | length < 3 %}{{ raise_exception('too short') }}{% endif %}",
+        ],
+        ids=["asks after a user only", "short messages"],
+    )
+    def test_a_template_may_refuse_what_only_we_ask_of_it(self, refusal: str) -> None:
+        wanted = "<|im_start|>assistant\n[hello<|im_end|>]\n"
+        tokenizer = make_tokenizer(refusal + CHATML)
+        assert learnt(tokenizer, chat({"role": "assistant", "content": "hello"})) == wanted
+        assert learnt(tokenizer, chat({"role": "assistant", "content": "hello"}, QUESTION)).startswith(wanted)
 
     @pytest.mark.parametrize("content", ["  hello \n", "", "\n\nhello"])
     def test_a_greeting_that_is_trimmed(self, content: str) -> None:

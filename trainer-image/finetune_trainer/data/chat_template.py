@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any
 
@@ -18,6 +18,7 @@ Tools = Sequence[dict[str, Any]] | None
 
 _GENERATION_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _CLOCK = "strftime_now"
+_SOMETHING = " is what a message may well say."
 
 
 class Unlearnable(Exception):
@@ -56,11 +57,23 @@ class ChatTemplate:
         asks for an answer, where it does, as in later turns. Raises Unlearnable when the template refuses the message.
         """
         text = self.text([message], tools)
-        others = [self.text([{"role": message["role"], "content": content}], tools) for content in ("a", "b")]
-        before = _common_start(text, *others)
-        asking = self.text([message], tools, add_generation_prompt=True).removeprefix(text)
+        before = _common_start(text, *self._others(message, tools))
+        asking = ""
+        with suppress(Unlearnable):  # as where it is asked for after a user's message only
+            asking = self.text([message], tools, add_generation_prompt=True).removeprefix(text)
         end = before.rfind(asking) + len(asking) if asking in before else len(before)
         return before if before[end:].strip() else before[:end]
+
+    def _others(self, message: dict[str, Any], tools: Tools) -> list[str]:
+        """What is written of two messages that say something else; where they are refused, of two more like it."""
+
+        def written(rest: str) -> list[str]:
+            return [self.text([{"role": message["role"], "content": letter + rest}], tools) for letter in "ab"]
+
+        try:
+            return written("")
+        except Unlearnable:
+            return written(message.get("content") or _SOMETHING)
 
     def marked(self, messages: Messages, tools: Tools = None) -> tuple[list[int], list[bool]]:
         """A chat as tokens, and which of them lie between the markers. Raises Unlearnable."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.v1alpha1.sources import Columns
-from finetune_trainer.data.columns import is_unicode, of_wrong_type, optional_in, optional_text_in, value_in
+from finetune_trainer.data.columns import is_unicode, of_wrong_type, optional_in, optional_text_in, parsed, value_in
 from finetune_trainer.data.formats import Row, shown
 from finetune_trainer.data.generation_rows import ASSISTANT, SYSTEM, Chat
 from finetune_trainer.data.report import DataReport
@@ -17,7 +17,7 @@ from finetune_trainer.errors import TrainerError
 
 def read_chat(row: Row, column: str, columns: Columns, report: DataReport, is_labelled: bool) -> Chat | None:
     """The chat in a column, or None when the row is dropped. Raises TrainerError for what is no list of messages."""
-    values = _parsed(value_in(row, column, "messages", report))
+    values = parsed(value_in(row, column, "messages", report))
     if values is not None and not isinstance(values, list):
         raise of_wrong_type(row, "messages", values, "a list of {role, content}, or the JSON of one", column, report)
     values = values or []
@@ -35,7 +35,7 @@ def read_chat(row: Row, column: str, columns: Columns, report: DataReport, is_la
     else:
         # Beside messages that name themselves a column of this name may be about something else.
         if columns.system or any(map(is_turn, values)):
-            messages = _with_system(messages, optional_text_in(row, columns.system, "system", report), row, report)
+            messages = _with_system(messages, optional_text_in(row, columns, "system", report), row, report)
         if is_unicode(json.dumps([messages, tools], ensure_ascii=False, default=str)):
             return Chat(tuple(messages), row.place, tools)
         report.drop_unusable("with half a character", row.place)
@@ -55,24 +55,14 @@ def _with_system(messages: list[dict[str, Any]], system: str, row: Row, report: 
 
 def _tools(row: Row, columns: Columns, report: DataReport) -> tuple[dict[str, Any], ...] | None:
     """The functions that a row offers, as a list or as the JSON of one; None where it has none."""
-    value = optional_in(row, columns.tools, "tools", report)
-    tools = _parsed(value)
+    value = optional_in(row, columns, "tools", report)
+    tools = parsed(value)
     if not tools:
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         wanted = "a list of functions' JSON schemas, or the JSON of one"
         raise of_wrong_type(row, "tools", value, wanted, columns.tools or "tools", report)
     return tuple(tools)
-
-
-def _parsed(value: Any) -> Any:
-    """What a string is the JSON of: CSV has nothing but strings, and Parquet holds no lists of different things."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value) if value.strip() else None
-    except (ValueError, RecursionError):
-        return value
 
 
 def _message(value: Any, number: int, row: Row, report: DataReport) -> dict[str, Any]:

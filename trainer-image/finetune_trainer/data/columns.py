@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.problems import nearest
+from finetune_api.v1alpha1.sources import Columns
 from finetune_trainer.data.formats import Row, shown
 from finetune_trainer.data.report import DataReport
 from finetune_trainer.errors import TrainerError
@@ -29,9 +31,19 @@ def value_in(row: Row, column: str, field: str, report: DataReport) -> Any:
     return _but_for_nan(row.values.get(column))
 
 
-def optional_in(row: Row, column: str | None, field: str, report: DataReport) -> Any:
-    """What a row has in the column that is named for a field, or in that of its own name, which rows need not have."""
-    return _but_for_nan(row.values.get(field)) if column is None else value_in(row, column, field, report)
+def optional_in(row: Row, columns: Columns, field: str, report: DataReport) -> Any:
+    """What a row has in the column that is named for a field, or in that of its own name, which rows need not have.
+
+    A column of that name is not the field's when it is named for another one.
+    """
+    if (column := getattr(columns, field, None)) is not None:
+        return value_in(row, column, field, report)
+    return None if field in named(columns) else _but_for_nan(row.values.get(field))
+
+
+def named(columns: Columns) -> set[str]:
+    """The columns that are named for some field."""
+    return {column for _, column in columns if column is not None}
 
 
 def text_in(row: Row, column: str, field: str, report: DataReport) -> str:
@@ -39,9 +51,10 @@ def text_in(row: Row, column: str, field: str, report: DataReport) -> str:
     return _as_text(value_in(row, column, field, report), row, column, field, report)
 
 
-def optional_text_in(row: Row, column: str | None, field: str, report: DataReport) -> str:
+def optional_text_in(row: Row, columns: Columns, field: str, report: DataReport) -> str:
     """The text in a column that rows need not have, unless it is named."""
-    return _as_text(optional_in(row, column, field, report), row, column or field, field, report)
+    column = getattr(columns, field) or field
+    return _as_text(optional_in(row, columns, field, report), row, column, field, report)
 
 
 def _as_text(value: Any, row: Row, column: str, field: str, report: DataReport) -> str:
@@ -53,6 +66,16 @@ def _as_text(value: Any, row: Row, column: str, field: str, report: DataReport) 
 def _but_for_nan(value: Any) -> Any:
     """A missing value as None: a table that has no other way to say so has a number that is none."""
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def parsed(value: Any) -> Any:
+    """What a string is the JSON of: CSV has nothing but strings, and Parquet holds no lists of different things."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value) if value.strip() else None
+    except (ValueError, RecursionError):
+        return value
 
 
 def of_wrong_type(row: Row, field: str, value: Any, wanted: str, column: str, report: DataReport) -> TrainerError:

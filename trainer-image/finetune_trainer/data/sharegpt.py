@@ -39,6 +39,7 @@ def is_turn(value: Any) -> bool:
 
 def as_messages(values: Sequence[Any]) -> list[Any]:
     """Turns as messages; what is a message, or neither, stays as it is. Raises Unreadable."""
+    values = _without_idle(values)
     messages = [_message(value) if is_turn(value) else value for value in values]
     for value, message in zip(values, messages, strict=True):
         role = message.get("role") if isinstance(message, dict) else None
@@ -49,13 +50,31 @@ def as_messages(values: Sequence[Any]) -> list[Any]:
     return messages
 
 
+def _without_idle(values: Sequence[Any]) -> Sequence[Any]:
+    """Without empty turns that nothing answers: a system text that was left empty, a question at the end."""
+    said = [value for value in values if not _is_empty(value, SYSTEM)]
+    return said[:-1] if said and _is_empty(said[-1], USER) else said
+
+
+def _is_empty(value: Any, role: str) -> bool:
+    return is_turn(value) and _role(value) == role and _is_blank(value.get("value"))
+
+
+def _is_blank(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _role(turn: dict[str, Any]) -> str | None:
+    sender = turn.get("from")
+    return _ROLES.get(sender) if isinstance(sender, str) else None
+
+
 def _message(turn: dict[str, Any]) -> dict[str, Any]:
     """A turn's message; a value that is no text stays, to be refused as the content of any message is."""
-    sender, value = turn.get("from"), turn.get("value")
-    role = _ROLES.get(sender) if isinstance(sender, str) else None
+    sender, value, role = turn.get("from"), turn.get("value"), _role(turn)
     if role is None:
         raise Unreadable(f"with a from that is none of {', '.join(_ROLES)}", shown(sender))
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if _is_blank(value):
         raise Unreadable("with an empty value", f"from {sender}")
     if sender == _CALL:
         return {"role": role, "tool_calls": [{"type": "function", "function": call} for call in _calls(value)]}
