@@ -22,6 +22,7 @@ from finetune_trainer.hold import LOCK
 WRONG_COMMAND_LINE = 2
 """The exit code that argparse has for one."""
 _VOLUMES = "volumes"
+_CARD = "README.md"
 
 
 class LocalRefused(Exception):
@@ -140,12 +141,16 @@ def writing_to(directory: Path) -> Iterator[None]:
 
 
 def _holds(directory: Path, digest: str) -> bool:
-    """Whether a directory holds the model with that digest, every file in its full length."""
+    """Whether a directory holds the model with that digest, every file in its full length.
+
+    Its card may have been edited, which is no reason to write another model.
+    """
     try:
         if storage.digest(directory) != digest:
             return False
         files = storage.files_of_manifest((directory / storage.MANIFEST).read_bytes())
-        return all((directory / name).stat().st_size == size for name, (size, _) in files.items())
+        weighed = {name: size for name, (size, _) in files.items() if name != _CARD}
+        return all((directory / name).stat().st_size == size for name, size in weighed.items())
     except (OSError, storage.NotWhole):
         return False
 

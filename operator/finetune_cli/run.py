@@ -56,9 +56,10 @@ def run(options: argparse.Namespace) -> int:
     """Run every job of the manifests until one does not end Complete; returns its exit code, or 0."""
     stop = StopRequest()
     with stop.heard():
-        console = Console(file=lasting(sys.stdout))
+        output = lasting(sys.stdout)
+        console = Console(file=output)
         if not console.is_terminal:
-            console = Console(file=lasting(sys.stdout), width=_PLAIN_WIDTH)
+            console = Console(file=output, width=_PLAIN_WIDTH)
         jobs: list[LocalJob] = []
         with MetricsServer(options.metrics_port, lambda: [job.sample() for job in jobs]) as metrics:
             placed = place_all(options.manifests, dict(options.volume), options.work_dir, options.fresh)

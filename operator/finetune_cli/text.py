@@ -6,6 +6,7 @@ To rich, a message such as "[Errno 28]" would be a style.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import IO, Any, cast
 
 from rich.console import Console
@@ -25,9 +26,9 @@ def add_row(table: Table, *cells: str, style: str = "") -> None:
     table.add_row(*(Text(_plain(cell)) for cell in cells), style=style)
 
 
-def lasting(stream: IO[str]) -> IO[str]:
-    """A stream that may break off, as a closed terminal or pipe does; what comes after that is dropped."""
-    return cast("IO[str]", _Lasting(stream))
+def lasting(stream: IO[str] | None) -> IO[str]:
+    """A stream that may break off, as a closed terminal or pipe does, or was never there; the rest is dropped."""
+    return cast("IO[str]", _Lasting(stream or Path(os.devnull).open("w", encoding="utf-8")))
 
 
 class _Lasting:

@@ -73,6 +73,24 @@ def test_two_jobs_with_one_output_are_refused_before_anything_starts(bench: Benc
     assert not (bench.directory / ".finetune").exists()
 
 
+def test_a_model_card_that_was_edited_is_kept(bench: Bench) -> None:
+    assert bench.run()[0] == 0
+    card = bench.model / "README.md"
+    card.write_text("ours, for the films of 2026")
+    code, output = bench.run()
+    assert code == 0, output
+    assert "is Complete already" in output
+    assert card.read_text() == "ours, for the films of 2026"
+
+
+@pytest.mark.parametrize("closed", [(1, 2), (0, 3)], ids=["output", "all"])
+def test_it_runs_where_nobody_is_to_see_it(bench: Bench, closed: tuple[int, int]) -> None:
+    """As with `nohup finetune run JOB.yaml <&- >&- 2>&- &`: the descriptors are not there at all."""
+    process = bench.start(stdout=None, stderr=None, preexec_fn=lambda: os.closerange(*closed))
+    assert process.wait(timeout=240) == 0
+    storage.check_directory(bench.model)
+
+
 @contextmanager
 def training(bench: Bench) -> Iterator[int]:
     """The job trains meanwhile, in the process with this number."""
