@@ -27,6 +27,13 @@ DECODERS: dict[str, dict[str, Any]] = {
     | {"num_key_value_heads": 1, "lru_width": 32, "head_dim": 16, "block_types": ["recurrent", "attention"]},
     "mamba": _STATES | {"state_size": 4},
     "mamba2": _STATES | {"state_size": 8, "num_heads": 4, "head_dim": 16, "n_groups": 1, "chunk_size": 8},
+    "jamba": _SHAPE
+    | {"num_key_value_heads": 1, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 1}
+    | {"mamba_d_state": 4, "mamba_dt_rank": 4},
+    "zamba": _SHAPE
+    | {"num_hidden_layers": 5, "num_key_value_heads": 2, "attention_head_dim": 32}
+    | {"attn_layer_period": 2, "attn_layer_offset": 1}
+    | {"mamba_d_state": 4, "mamba_dt_rank": 4, "n_mamba_heads": 2},
     "mixtral": _SHAPE | {"num_key_value_heads": 1, "num_local_experts": 2, "num_experts_per_tok": 1},
 }
 ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -48,6 +55,7 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 MERGED = {"adapter": {"type": "LoRA", "rank": 2, "merge": True}}
 DORA = {"adapter": {"type": "DoRA", "rank": 2}}
+STATES_OUT = {"adapter": {"type": "LoRA", "rank": 2, "targetModules": ["out_proj"]}}
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +82,9 @@ def run_of(directory: Path, kind: str, strategy: dict[str, Any]) -> Any:
         ("recurrent_gemma", LORA),
         ("mamba", LORA),
         ("mamba2", LORA),
+        ("jamba", LORA),
+        ("jamba", STATES_OUT),
+        ("zamba", STATES_OUT),
         ("mixtral", LORA),
         ("mixtral", MERGED),
         ("big_bird", HOULSBY),
@@ -99,11 +110,21 @@ def test_what_is_trained_moves_and_what_is_exported_is_that(
         torch.testing.assert_close(outputs(load(run), run), outputs(in_memory(run), run), rtol=0, atol=1e-5)
 
 
-def test_mambas_updates_go_where_they_count(tmp_path: Path) -> None:
-    loop = make_loop(run_of(tmp_path, "mamba", LORA))
+@pytest.mark.parametrize(
+    ("kind", "layers"),
+    [
+        ("mamba", {"in_proj", "x_proj"}),
+        ("mamba2", {"in_proj"}),
+        # These call the last one always: no kernel does its work.
+        ("jamba", {"in_proj", "x_proj", "out_proj"}),
+        ("zamba", {"in_proj", "out_proj"}),
+    ],
+)
+def test_updates_of_states_go_where_they_count(tmp_path: Path, kind: str, layers: set[str]) -> None:
+    loop = make_loop(run_of(tmp_path, kind, LORA))
     layer = peft.tuners.tuners_utils.BaseTunerLayer
     updated = {name.rpartition(".")[2] for name, one in loop.model.named_modules() if isinstance(one, layer)}
-    assert updated == {"in_proj", "x_proj"}
+    assert {name for name in updated if name in ("in_proj", "x_proj", "dt_proj", "out_proj")} == layers
 
 
 def test_a_sparse_model_computes_alike_whatever_it_saw_before(tmp_path: Path) -> None:
@@ -146,7 +167,12 @@ def test_what_xlnet_says_of_a_text_does_not_depend_on_the_others_of_its_batch(tm
         ("ibert", LORA, ExitCode.MODEL_INVALID, "no place for LoRA is known in IBertForSequenceClassification"),
         (
             "mamba", {"adapter": {"type": "LoRA", "targetModules": ["in_proj", "dt_proj"]}}, ExitCode.SPEC_INVALID,
-            "spec.strategy.adapter.targetModules: dt_proj takes no update in MambaForCausalLM, which reads the weights",
+            "spec.strategy.adapter.targetModules: dt_proj takes no update in MambaForCausalLM, which may read its",
+        ),
+        ("mamba2", STATES_OUT, ExitCode.SPEC_INVALID, "out_proj takes no update in Mamba2ForCausalLM, which may read"),
+        (
+            "jamba", {"adapter": {"type": "LoRA", "targetModules": ["dt_proj", "out_proj"]}}, ExitCode.SPEC_INVALID,
+            "spec.strategy.adapter.targetModules: dt_proj takes no update in JambaForCausalLM, which may read its",
         ),
         ("mixtral", DORA, ExitCode.SPEC_INVALID, "DoRA is not possible in the experts of MixtralForCausalLM"),
         ("mra", FULL, ExitCode.MODEL_INVALID, "models of the kind 'mra' cannot be tuned: its attention is nothing"),

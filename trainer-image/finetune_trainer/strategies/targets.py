@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Sequence
 
@@ -40,8 +41,8 @@ KEYS_AND_VALUES = (
     r"attn\.Wqkv",
     r"attn\.c_attn",
 )
-# Mamba's layers, told by these parameters, read the weights of those two and pass the layers by, always or with faster
-# kernels: an update beside them counts for nothing.
+# Mamba's layers, told by these parameters, may read the weights of those two and pass the layers by, always or with
+# faster kernels: an update beside them would count for nothing.
 _STATE_SPACE = ("A_log", "D")
 _PASSED_BY = ("dt_proj", "out_proj")
 _KNOWN = (
@@ -82,10 +83,15 @@ def update_layers(strategy: AdapterStrategy, model: PreTrainedModel, head: froze
 
 
 def passed_by(module: nn.Module) -> list[str]:
-    """Paths of the linear layers in a module that take no update, because it never calls them."""
-    paths = [path for path, one in module.named_modules() if all(hasattr(one, name) for name in _STATE_SPACE)]
-    named = {f"{path}.{name}" for path in paths for name in _PASSED_BY}
-    return [path for path in linear_layers(module) if path in named]
+    """Paths of the linear layers in a module that take no update, because their weights are read without them."""
+    spaces = [(path, one) for path, one in module.named_modules() if all(hasattr(one, name) for name in _STATE_SPACE)]
+    read = {f"{path}.{name}" for path, one in spaces for name in _PASSED_BY if _reads_weight(type(one), name)}
+    return [path for path in linear_layers(module) if path in read]
+
+
+def _reads_weight(kind: type[nn.Module], name: str) -> bool:
+    """Whether the code of a layer reads the weight of that part of it, as Jamba's and Zamba's do not of `out_proj`."""
+    return f"self.{name}.weight" in inspect.getsource(kind)
 
 
 def scaling_pattern(strategy: AdapterStrategy, model: PreTrainedModel) -> str:
@@ -154,7 +160,7 @@ def _check_names(names: Sequence[str], model: nn.Module) -> None:
         raise TrainerError(
             ExitCode.SPEC_INVALID,
             f"spec.strategy.adapter.targetModules: {', '.join(useless)} takes no update in {type(model).__name__}, "
-            "which reads the weights and passes the layer by",
+            "which may read its weights without calling it",
             "leave it out",
         )
 
