@@ -186,11 +186,14 @@ def test_never_those_of_another(tmp_path: Path) -> None:
     for owner in ("uid-2/spec-1", "uid-1/spec-2"):
         other = Store(tmp_path, owner=owner)
         assert other.newest_step() is None
-        assert other.said == []
+        assert other.said == ["there are checkpoints of another run or release; they are not used"]
         other.store.save(saved(8))
     mended = Store(tmp_path, owner="uid-1/spec-1", inputs="other data")
     assert mended.newest_step() is None
     assert mended.said == ["there are checkpoints of other data or another model than now; they are not used"]
+    again = Store(tmp_path, owner="uid-1/spec-2")
+    assert again.newest_step() == 8
+    assert again.said == []
     assert Store(tmp_path, owner="uid-1/spec-1").newest_step() == 4
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from finetune_trainer.export import reload
 from trainer.adapted import adapter_run, load, make_base
 from trainer.runs import complete, output
 from trainer.tiny import FULL, LORA, make_model, make_run
@@ -99,6 +100,27 @@ def test_other_tasks_train_and_compare_as_ever(tmp_path: Path, kind: str, strate
     run = make_run(tmp_path, left_padding(make_model(tmp_path / "base", kind)), strategy, training={"maxSteps": 2})
     complete(run)
     assert side(output(run)) == "left"
+
+
+def test_what_is_compared_are_answers_to_rows_padded_as_in_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A BERT answers others of different lengths as each alone, if the words keep their positions."""
+    compared: list[tuple[dict[str, Any], torch.Tensor]] = []
+
+    def keep(*arguments: Any) -> float:
+        compared.append((arguments[3], arguments[4]))
+        return 0.0
+
+    monkeypatch.setattr(reload, "compare", keep)
+    run = make_run(tmp_path, left_padding(make_model(tmp_path / "base")), FULL, training={"maxSteps": 2})
+    complete(run)
+    model, tokenizer = load(run), AutoTokenizer.from_pretrained(output(run))
+    [(inputs, logits)] = compared
+    assert len({len(tokenizer(text)["input_ids"]) for text in inputs["text"]}) > 1
+    with torch.no_grad():
+        alone = torch.cat([model(**tokenizer(text, return_tensors="pt")).logits for text in inputs["text"]])
+    torch.testing.assert_close(logits, alone, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("task", ["TokenClassification", "QuestionAnswering"])

@@ -6,12 +6,16 @@ import errno
 import fcntl
 import multiprocessing
 import os
+import subprocess
+import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from multiprocessing.queues import Queue
 from pathlib import Path
 
 import pytest
 
+from any_user import as_any_user, folder_of_any_user
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.hold import only_trainer_in, only_writer_of
@@ -19,7 +23,7 @@ from finetune_trainer.progress import ProgressLog
 from finetune_trainer.run import execute
 from finetune_trainer.stop import StopFlag
 from trainer.processes import run_trainer
-from trainer.runs import complete, notes
+from trainer.runs import complete, finish, notes
 from trainer.tiny import FULL, make_run
 
 FORK = multiprocessing.get_context("fork")
@@ -72,6 +76,96 @@ def test_what_a_killed_trainer_left_holds_nobody_up(tmp_path: Path) -> None:
     with only_writer_of(tmp_path / "out"):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("is_left_by_an_earlier_release", [False, True])
+def test_what_a_killed_trainer_of_another_user_left_holds_nobody_up(is_left_by_an_earlier_release: bool) -> None:
+    with folder_of_any_user() as folder:
+        lock = folder / ".in-use-out"
+        if is_left_by_an_earlier_release:
+            lock.touch(0o644)
+        else:
+            killed = FORK.Process(target=take_and_die, args=(folder / "out",))
+            killed.start()
+            killed.join()
+        assert lock.stat().st_uid == 0
+        assert writes(folder / "out") == "held True\n"
+        assert list(folder.iterdir()) == []
+
+
+def test_of_two_users_with_one_output_the_second_is_told_so() -> None:
+    with folder_of_any_user() as folder, only_writer_of(folder / "out"):
+        assert writes(folder / "out") == f"{ExitCode.WORK_DIRECTORY_BUSY.value}\n"
+        (folder / ".in-use-out").chmod(0o644)
+        assert writes(folder / "out") == f"{ExitCode.WORK_DIRECTORY_BUSY.value}\n"
+
+
+def test_what_another_user_left_where_nobody_removes_it_is_held_all_the_same() -> None:
+    with folder_of_any_user() as folder:
+        os.chown(folder, 0, 0)
+        folder.chmod(0o1777)
+        (folder / ".in-use-out").touch(0o644)
+        assert writes(folder / "out") == "held True\n"
+        assert [path.name for path in folder.iterdir()] == [".in-use-out"]
+
+
+def test_where_no_lock_can_be_made_the_user_is_told_so() -> None:
+    with folder_of_any_user() as folder:
+        folder.chmod(0o500)
+        assert writes(folder / "out") == f"{ExitCode.OUTPUT_REFUSED.value}\n"
+
+
+def writes(output: Path) -> str:
+    """What another user is told that takes an output: whether it is held, or the exit code."""
+    code = (
+        "import sys; from pathlib import Path; from finetune_trainer.errors import TrainerError\n"
+        "from finetune_trainer.hold import only_writer_of\n"
+        "try:\n    with only_writer_of(Path(sys.argv[1])) as held: print('held', held)\n"
+        "except TrainerError as error: print(error.code.value)"
+    )
+    command = as_any_user([sys.executable, "-c", code, str(output)])
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def take_and_die(output: Path) -> None:
+    """As when memory runs out."""
+    os.umask(0o022)
+    with only_writer_of(output):
+        os._exit(137)
+
+
+@pytest.mark.parametrize("parent", ["", "made/later"])
+def test_a_full_volume_of_the_output_holds_up_no_training(
+    parent: str, small_disk: Callable[[int], Path], tmp_path: Path, tiny_bert: Path
+) -> None:
+    """By its end there may be space again."""
+    disk = small_disk(64)
+    subprocess.run(["mount", "-o", "remount,nr_inodes=8", str(disk)], check=True)
+    assert not all(made(disk / f"file-{number}") for number in range(9))
+    target = disk / parent / "out"
+    run = make_run(tmp_path, tiny_bert, FULL, training={"maxSteps": 2}, output={"uri": f"file://{target}"})
+    end = finish(run)
+    assert end.exit_code == ExitCode.STORAGE_FULL, end.message
+    assert end.progress is not None
+    assert end.progress.step == 2
+    assert f"no lock can be had in {target.parent}: see that no other job writes there" in notes(run)
+
+
+def made(path: Path) -> bool:
+    try:
+        path.touch()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.usefixtures("unchecked_export")
+def test_an_output_that_is_a_link_to_what_is_not_there_yet_is_made_there(tmp_path: Path, tiny_bert: Path) -> None:
+    run = make_run(tmp_path, tiny_bert, FULL, training={"maxSteps": 2})
+    Path(run.manifest_dir, "out").symlink_to(tmp_path / "else" / "where")
+    complete(run)
+    assert (tmp_path / "else" / "where" / "config.json").is_file()
+    assert [path.name for path in (tmp_path / "else").iterdir()] == ["where"]
 
 
 def test_of_an_output_in_another_the_later_job_is_refused_before_it_trains(tmp_path: Path, tiny_bert: Path) -> None:
@@ -156,4 +250,5 @@ def test_where_the_file_system_has_no_locks_a_run_says_so_and_goes_on(
     monkeypatch.setattr("fcntl.flock", refuse)
     run = make_run(tmp_path, tiny_bert, FULL)
     assert complete(run)
-    assert f"the file system of {run.work_dir} has no locks: see that no other job writes there" in notes(run)
+    for place in (run.work_dir, run.manifest_dir):
+        assert f"no lock can be had in {place}: see that no other job writes there" in notes(run)

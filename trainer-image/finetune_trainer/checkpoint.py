@@ -107,9 +107,7 @@ class CheckpointStore:
 
     def newest_step(self) -> int | None:
         """The step of the newest valid checkpoint of this run; says which ones it passes over and why."""
-        for other in self._directory.parent.glob(f"{self._owner}-*"):
-            if other != self._directory:
-                self._notify("there are checkpoints of other data or another model than now; they are not used")
+        self._note_others()
         storage.tidy(self._directory)
         for step, path in self._steps(_NAME):
             try:
@@ -123,6 +121,14 @@ class CheckpointStore:
                 continue
             return step
         return None
+
+    def _note_others(self) -> None:
+        """Say which checkpoints are there that are not of this run, if it has none of its own."""
+        others = [path.name for path in self._directory.parent.glob("*-*") if path != self._directory]
+        if any(name.startswith(f"{self._owner}-") for name in others):
+            self._notify("there are checkpoints of other data or another model than now; they are not used")
+        elif others and not self._directory.exists():
+            self._notify("there are checkpoints of another run or release; they are not used")
 
     def load(self, step: int) -> Checkpoint:
         """A checkpoint that has been found to be valid."""

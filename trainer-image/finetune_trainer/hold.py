@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
-from typing import IO, Any, TextIO
+from typing import IO, Any
 
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.errors import TrainerError
@@ -18,8 +18,10 @@ from finetune_trainer.storage import storage_errors
 LOCK = "lock"
 """The file in a work directory that its trainer holds. It stays: a new one would be another lock."""
 _LOCK_PREFIX = ".in-use-"
-_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
-"""What a file system says that has none, such as Lustre mounted without `flock`."""
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF)
+"""What a file system says that has none, such as Lustre mounted without `flock`, or NFS for one that is only read."""
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.ENOENT)
+"""Why no lock can be made beside an output; by the end of training, the output may be."""
 
 
 @contextmanager
@@ -47,26 +49,34 @@ def only_trainer_in(work_dir: Path) -> Iterator[bool]:
 
 
 @contextmanager
-def only_writer_of(output: Path) -> Iterator[None]:
+def only_writer_of(output: Path) -> Iterator[bool]:
     """Hold the place of an output, from the start: of two jobs, one would lose what it trained. Raises TrainerError.
 
-    The lock is a file beside it that goes when it is let go.
+    The lock is a file beside it that goes when it is let go. Yields whether it is held: not every file system has
+    locks, or room for one.
     """
     output = output.resolve()
     path = output.with_name(f"{_LOCK_PREFIX}{output.name}")
+    lock: IO[bytes] | None = None
+    is_held: bool | None = None
     with storage_errors(path):
-        lock = _open(path)
-    if lock is None:
+        try:
+            lock, is_held = _open(path)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+    if is_held is False:
         raise _busy(
             f"another job is at work that writes the same output, {output}",
             "give each job an output of its own, or wait until the other has ended",
         )
-    with lock:
-        try:
-            _check_not_within_another(output)
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    try:
+        _check_not_within_another(output)
+        yield is_held is True
+    finally:
+        if lock is not None:
+            with lock, contextlib.suppress(OSError):  # in a shared folder, another user's may have to stay
+                path.unlink()
 
 
 def writers_within(output: Path, files: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -105,20 +115,39 @@ def _is_held(path: Path) -> bool:
     return False
 
 
-def _open(path: Path) -> TextIO | None:
-    """The file at that path, locked; None if another process has locked it."""
+def _open(path: Path) -> tuple[IO[bytes], bool | None]:
+    """The file at that path, and whether it is locked; closed if another process has locked it."""
     while True:
-        lock = path.open("w")
-        if _locked(lock) is False:
+        lock = _made(path)
+        if lock is None:
+            continue
+        is_held = _locked(lock)
+        if is_held is False:
             lock.close()
-            return None
+            return lock, False
         # Whoever had it may have removed it between the two lines above, and then a third may hold another file there.
         try:
             if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
-                return lock
+                return lock, is_held
         except FileNotFoundError:
             pass
         lock.close()
+
+
+def _made(path: Path) -> IO[bytes] | None:
+    """The file at that path, for every user to lock; None if another's was there and has just gone."""
+    try:
+        lock = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "rb", buffering=0)
+    except PermissionError:  # another user's, of an earlier release or in a folder for all
+        try:
+            return path.open("rb", buffering=0)
+        except FileNotFoundError:
+            if os.access(path.parent, os.W_OK | os.X_OK):
+                return None
+        raise
+    with contextlib.suppress(OSError):  # another user's, who has done so
+        os.fchmod(lock.fileno(), 0o666)
+    return lock
 
 
 def _known_as(process: int) -> bytes:

@@ -43,6 +43,7 @@ from finetune_trainer.watchdog import doing
 
 _SEEN_SECONDS = 120.0
 """Network file systems show a new file late: NFS after a minute at most."""
+_NO_LOCK = "no lock can be had in {}: see that no other job writes there"
 
 
 def execute(run: Run, progress: ProgressLog, stop: StopFlag, place: Place = ALONE) -> Result | None:
@@ -62,11 +63,11 @@ def execute(run: Run, progress: ProgressLog, stop: StopFlag, place: Place = ALON
         def take_place() -> None:
             check_target(target)
             if not held.enter_context(only_trainer_in(work_dir)):
-                progress.note(f"the file system of {work_dir} has no locks: see that no other job writes there")
+                progress.note(_NO_LOCK.format(work_dir))
             if remote_output.is_remote(run):
                 remote_output.check(run.spec.output.uri)
-            else:
-                held.enter_context(only_writer_of(target))
+            elif not held.enter_context(only_writer_of(target)):
+                progress.note(_NO_LOCK.format(target.parent))
 
         distributed.only_first(ranks, take_place, stop)
         check_shared(ranks, work_dir, stop)

@@ -23,6 +23,7 @@ NUM_PROBES = 16
 
 def check_target(target: Path) -> None:
     """Raise TrainerError unless the output may be written: absent, empty, or an earlier output of ours."""
+    target = target.resolve()  # a link to a directory stays, and what it points to is replaced
     if target.exists() and not target.is_dir():
         raise TrainerError(ExitCode.OUTPUT_REFUSED, f"output {target} is a file", "name a directory")
     if target.is_mount():
@@ -90,8 +91,8 @@ def export(
             raise _mismatch(f"the exported model gives other logits (largest difference {difference:g})")
         (directory / "README.md").write_text(card(difference), encoding="utf-8")
 
-    target = target.resolve()  # a link to a directory stays, and what it points to is replaced
     check_target(target)
+    target = target.resolve()
     storage.write_directory(target, fill)
     return storage.digest(target)
 
