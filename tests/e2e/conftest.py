@@ -33,7 +33,8 @@ def operator(node_cluster: NodeCluster, request: pytest.FixtureRequest) -> Itera
     """The operator of a module's tests, with the module's OPERATOR_SETTINGS."""
     settings = getattr(request.module, "OPERATOR_SETTINGS", {})
     node_cluster.release_lease()
-    with node_cluster.operator(request.module.__name__.rpartition(".")[2], **settings).running() as process:
+    identity = request.module.__name__.rpartition(".")[2].replace("_", "-")
+    with node_cluster.operator(identity, **settings).running() as process:
         yield process
         assert process.terminate() == 0, process.log()
         assert "Traceback" not in process.log()
