@@ -68,7 +68,7 @@ class Reconciler:
     async def reconcile(self, key: Key) -> timedelta | None:
         """Apply the plan for a key; returns when to come again. Raises ClusterError."""
         snapshot = self.store.snapshot(key)
-        if snapshot is not None and snapshot.child is not None and snapshot.child.owner_uid != snapshot.job.uid:
+        if snapshot is not None and snapshot.child is not None and snapshot.own_child is None:
             await self._refresh_child(key, snapshot.child.uid)  # no watch may tell of its end
             snapshot = self.store.snapshot(key)
         now = self.now()  # one moment for both: the wait for last words must not end between the look and the plan

@@ -45,6 +45,8 @@ class Late:
     """What is wrong; None while nothing is late."""
     missing_since: datetime | None
     """Since when pods are missing, where the status is to note it."""
+    look_again: timedelta | None
+    """How long until something is late; None when nothing is awaited."""
 
     def noted(self, cause: Diagnosis) -> Diagnosis:
         """Why pods do not run, with the note that the next plan reads."""
@@ -61,42 +63,41 @@ class _Awaited:
     """What is wrong when it has not happened by then; None where it is only to be noted."""
 
 
-def why_late(snapshot: Snapshot, earlier: FineTuneJobStatus, now: datetime) -> Late:
-    """What has not happened in time."""
-    due = (each.cause for each in _awaited(snapshot, earlier, now) if each.due <= now)
-    return Late(next(due, None), _noted_since(snapshot, earlier, now))
+def find_late(snapshot: Snapshot, earlier: FineTuneJobStatus, now: datetime) -> Late:
+    """What has not happened in time, and when to look again."""
+    begun = _makes_pods_since(snapshot, earlier, now)
+    since = None if begun is None else _noted_since(begun, earlier, now)
+    awaited = list(_awaited(snapshot, begun, since))
+    return Late(
+        next((each.cause for each in awaited if each.due <= now), None),
+        since,
+        min((each.due - now for each in awaited if each.due > now), default=None),
+    )
 
 
-def until_late(snapshot: Snapshot, earlier: FineTuneJobStatus, now: datetime) -> timedelta | None:
-    """How long until something is late; None when nothing is awaited."""
-    return min((each.due - now for each in _awaited(snapshot, earlier, now) if each.due > now), default=None)
-
-
-def _awaited(snapshot: Snapshot, earlier: FineTuneJobStatus, now: datetime) -> Iterator[_Awaited]:
-    child = snapshot.child
-    if child is None or child.has_ended or child.owner_uid != snapshot.job.uid:
+def _awaited(snapshot: Snapshot, begun: datetime | None, since: datetime | None) -> Iterator[_Awaited]:
+    """What is to happen; `begun` is since when pods may be missing, `since` since when that is noted."""
+    child = snapshot.own_child
+    if child is None or child.has_ended:
         return
     for pod in snapshot.pods:
         if pod.stops_by and pod.node and not pod.has_ended:
             yield _Awaited(pod.stops_by + STOP_GRACE, _not_stopping(snapshot.job.namespace, pod))
         if pod.trained_until and pod.others_running and pod.is_living:
             yield _Awaited(pod.trained_until + END_GRACE, _held(pod))
-    if since := _noted_since(snapshot, earlier, now):
+    if since is not None:
         grace = RETRY_GRACE if _had_other_pods(snapshot, child, since) else CREATION_GRACE
         yield _Awaited(since + grace, _refused(snapshot, child))
-    elif begun := _makes_pods_since(snapshot, earlier, now):
+    elif begun is not None:
         yield _Awaited(begun + NOTED_AFTER, None)
 
 
-def _noted_since(snapshot: Snapshot, earlier: FineTuneJobStatus, now: datetime) -> datetime | None:
-    """Since when pods are missing; None when none is, or none for long.
+def _noted_since(begun: datetime, earlier: FineTuneJobStatus, now: datetime) -> datetime | None:
+    """Since when pods are missing; None when none is for long.
 
     Pods that are gone do not tell when they went, and that a job is pending does not tell that it had none: so it is
     noted in the status when they are first seen to be missing.
     """
-    begun = _makes_pods_since(snapshot, earlier, now)
-    if begun is None:
-        return None
     said = next((each.message for each in earlier.conditions if each.type == "Reconciling"), "")
     found = [datetime.fromisoformat(text) for text in _NOTED.findall(said)]
     if found and found[-1] >= begun.replace(microsecond=0):
@@ -106,7 +107,7 @@ def _noted_since(snapshot: Snapshot, earlier: FineTuneJobStatus, now: datetime) 
 
 def _makes_pods_since(snapshot: Snapshot, earlier: FineTuneJobStatus, now: datetime) -> datetime | None:
     """Since when at the earliest the Job is to make pods that are not there; None when it has them, or is to end."""
-    child = snapshot.child
+    child = snapshot.own_child
     if child is None or child.suspended or child.being_deleted or child.has_ended or child.start_time is None:
         return None
     made = {pod.index for pod in snapshot.pods if not pod.has_ended or pod.phase == "Succeeded"}

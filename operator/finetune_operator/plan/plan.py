@@ -15,7 +15,7 @@ from finetune_operator.plan.builders.job import build_job
 from finetune_operator.plan.diagnosis import evicted_too_often, failed_for_good
 from finetune_operator.plan.events import Event, events_between
 from finetune_operator.plan.given import GivenSpec, read_spec
-from finetune_operator.plan.late import until_late, why_late
+from finetune_operator.plan.late import find_late
 from finetune_operator.plan.needs import lost_needs, needs_of_pods
 from finetune_operator.plan.run import make_run
 from finetune_operator.plan.settings import PodSettings
@@ -76,7 +76,8 @@ def make_plan(snapshot: Snapshot, settings: PodSettings, now: datetime) -> Plan:
     if child is not None and (seen := _exceeds_its_storage(snapshot, child, given.spec)):
         stop = None if child.being_deleted else child.uid
         return _with_status(snapshot, earlier, seen, strategy, now, delete_child=stop)
-    seen = observe_phase(snapshot, why_late(snapshot, earlier, now), now)
+    late = find_late(snapshot, earlier, now)
+    seen = observe_phase(snapshot, late, now)
     actions = _actions(snapshot, given, settings)
     if seen.phase in (Phase.COMPLETE, Phase.FAILED):
         return _with_status(snapshot, earlier, seen, strategy, now, **actions)
@@ -88,7 +89,7 @@ def make_plan(snapshot: Snapshot, settings: PodSettings, now: datetime) -> Plan:
         *(each.due - now for each in lost if each.due > now),
         wait_for_last_words(snapshot, now),
         held_back(snapshot, earlier.progress, now),
-        until_late(snapshot, earlier, now),
+        late.look_again,
     )
     actions["requeue_after"] = min((wait for wait in waits if wait is not None), default=None)
     return _with_status(snapshot, earlier, seen, strategy, now, **actions)
@@ -97,7 +98,7 @@ def make_plan(snapshot: Snapshot, settings: PodSettings, now: datetime) -> Plan:
 def _why_not_begun(snapshot: Snapshot, given: GivenSpec) -> Observation | None:
     """Why a job that has no Job gets none, where that is for its spec or its name."""
     job = snapshot.job
-    if _has_begun(snapshot):
+    if snapshot.own_child is not None:  # what runs is stopped by its user, and never for how its spec reads here
         return None
     if refusals := _refusals(given):
         return Observation(Phase.FAILED, SPEC_INVALID, "; ".join(map(str, refusals)))
@@ -107,11 +108,6 @@ def _why_not_begun(snapshot: Snapshot, given: GivenSpec) -> Observation | None:
     if given.unknown and not job.is_to_stand_still:
         return Observation(Phase.PENDING, FIELD_UNKNOWN, "; ".join(map(str, given.unknown)))
     return None
-
-
-def _has_begun(snapshot: Snapshot) -> bool:
-    """Whether a Job of its own is there. What runs is stopped by its user, and never for how its spec reads here."""
-    return snapshot.child is not None and snapshot.child.owner_uid == snapshot.job.uid
 
 
 def _refusals(given: GivenSpec) -> Sequence[Problem]:
@@ -192,8 +188,7 @@ def _may_try_again(snapshot: Snapshot, earlier: FineTuneJobStatus) -> bool:
     """
     if not any(c.type == "Failed" and c.reason == SPEC_INVALID for c in earlier.conditions):
         return False
-    child = snapshot.child
-    if child is not None and child.owner_uid == snapshot.job.uid:
+    if (child := snapshot.own_child) is not None:
         return not child.has_ended and not any(failed_for_good(pod) for pod in snapshot.pods)
     return earlier.start_time is None and earlier.observed_generation != snapshot.job.generation
 

@@ -158,6 +158,11 @@ class Snapshot:
     obstacle: str = ""
     """Why a child could not be made or changed just now."""
 
+    @property
+    def own_child(self) -> ObservedJob | None:
+        """The Job, if it is this FineTuneJob's and no other's under the same name."""
+        return self.child if self.child is not None and self.child.owner_uid == self.job.uid else None
+
 
 def observe_job(body: KubernetesObject) -> ObservedJob:
     """A Job from the API."""

@@ -93,8 +93,8 @@ def ends_unheard(snapshot: Snapshot, now: datetime) -> bool:
 
     It is when no last word was seen. Of a failure it may be even then: what was seen may be an earlier try.
     """
-    child = snapshot.child
-    if child is None or not child.has_ended or child.owner_uid != snapshot.job.uid:
+    child = snapshot.own_child
+    if child is None or not child.has_ended:
         return False
     is_written = snapshot.job.status.get("completionTime") is not None
     if is_written or wait_for_last_words(snapshot, now) is not None:
