@@ -15,6 +15,7 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.run import Run, Termination
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_api.v1alpha1.status import Result
+from finetune_operator.plan.names import claim_of
 from finetune_trainer import storage
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.hold import LOCK
@@ -158,9 +159,8 @@ def _holds(directory: Path, digest: str) -> bool:
 def _with_output_volume(job: FineTuneJob, volumes: Mapping[str, Path], directory: Path) -> dict[str, str]:
     """The volumes, and for an output claim that is not among them a folder beside the checkpoints."""
     found = {claim: str(path.resolve()) for claim, path in volumes.items()}
-    scheme, _, rest = job.spec.output.uri.partition("://")
-    claim = rest.partition("/")[0]
-    if scheme != "pvc" or claim in volumes:
+    claim = claim_of(job.spec.output.uri)
+    if claim is None or claim in volumes:
         return found
     return {**found, claim: str(directory / _VOLUMES / claim)}
 
