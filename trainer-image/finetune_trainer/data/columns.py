@@ -13,6 +13,8 @@ from finetune_trainer.data.formats import Row, shown
 from finetune_trainer.data.report import DataReport
 from finetune_trainer.errors import TrainerError
 
+SHARED_COLUMNS = "all sources share data.columns, and the training rows fit it"
+"""Why the columns of another source are renamed, and not named."""
 _SHOWN = 10
 
 
@@ -26,7 +28,7 @@ def value_in(row: Row, column: str, field: str, report: DataReport) -> Any:
             f"{report.source} {row.place}: no column {column!r}; it has {listed or 'none'}",
             f"set data.columns.{field}; " + (nearest(column, found) or "it names the column to read")
             if report.is_training
-            else f"rename the column there to {column!r}: all sources share data.columns, and the training rows fit it",
+            else f"rename the column there to {column!r}: {SHARED_COLUMNS}",
         )
     return _but_for_nan(row.values.get(column))
 

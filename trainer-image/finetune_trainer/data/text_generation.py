@@ -8,7 +8,15 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.run import Run
 from finetune_api.v1alpha1.sources import Columns
 from finetune_trainer.data.chats import read_chat
-from finetune_trainer.data.columns import is_unicode, named, optional_in, optional_text_in, parsed, text_in
+from finetune_trainer.data.columns import (
+    SHARED_COLUMNS,
+    is_unicode,
+    named,
+    optional_in,
+    optional_text_in,
+    parsed,
+    text_in,
+)
 from finetune_trainer.data.formats import Row, shown
 from finetune_trainer.data.generation_rows import GenerationRow, Instruction, PlainText, PromptCompletion
 from finetune_trainer.data.report import DataReport
@@ -147,7 +155,7 @@ def _no_form(row: Row, found: list[str], report: DataReport) -> TrainerError:
         "set data.columns.text; or data.columns.prompt and completion; or data.columns.messages; or "
         "data.columns.instruction and output"
         if report.is_training
-        else "rename the columns there: all sources share data.columns, and the training rows fit it",
+        else f"rename the columns there: {SHARED_COLUMNS}",
     )
 
 
