@@ -79,7 +79,7 @@ def _scrubbed(value: Any) -> Any:
         return re.sub(r"job-uid=[^`]+", "job-uid=U", re.sub(r"-(\d)-\d+", r"-\1-N", value))
     if not isinstance(value, dict):
         return value
-    times = ("lastTransitionTime", "startTime", "completionTime", "updated", "observedGeneration")
+    times = ("lastTransitionTime", "startTime", "completionTime", "podsMissingSince", "updated", "observedGeneration")
     return {key: "given" if key in times else _scrubbed(item) for key, item in value.items()}
 
 

@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import pytest
 
@@ -29,8 +29,10 @@ from plan_builders import (
     message_of,
     plan_of,
     snapshot,
+    text_of,
 )
 
+WAITING = ("PodsPending", "waiting for pods to run")
 SCHEDULER = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
 
 
@@ -53,9 +55,10 @@ def after(plan: Plan, job: JobBuilder | None = None) -> JobBuilder:
     return (job or make_job()).status(plan.status)
 
 
-def noted(words: str, moment: datetime) -> str:
-    """A message with the note of when pods began to be missing."""
-    return f"{words}; not all pods are there since {moment:%Y-%m-%dT%H:%M:%SZ}"
+def waits_since(plan: Plan) -> tuple[tuple[str, str], str]:
+    """Besides them since when pods are missing."""
+    assert plan.status is not None
+    return waits(plan), plan.status["podsMissingSince"]
 
 
 # ---- pods that are not made ----
@@ -70,7 +73,7 @@ def test_a_job_without_any_pod_is_refused_its_pods_once_they_should_be_there() -
     begun, child = after(plan_of(make_job())), make_child().started(NOW)
     first, note = (plan_of(begun, child, now=at(seconds)) for seconds in (9, 10))
     assert (first.status, first.requeue_after) == (None, timedelta(seconds=1))
-    assert waits(note) == ("PodsPending", noted("waiting for pods to run", at(10)))
+    assert waits_since(note) == (WAITING, text_of(at(10)))
     assert note.requeue_after == timedelta(seconds=10)
     early, late = (plan_of(after(note), child, now=at(seconds)) for seconds in (19, 20))
     assert (early.status, early.requeue_after) == (None, timedelta(seconds=1))
@@ -129,7 +132,7 @@ def test_after_a_failure_the_next_pod_may_come_ten_minutes_later() -> None:
 def test_a_pod_that_is_gone_may_have_failed() -> None:
     child = make_child().started(at(-3600))
     gone = plan_of(failed_at_noon(make_pod(-3600).failed(41)), child, now=at(10))
-    assert waits(gone) == ("PodsPending", noted("waiting for pods to run", at(10)))
+    assert waits_since(gone) == (WAITING, text_of(at(10)))
     assert plan_of(after(gone), child, now=at(669)).status is None
     assert waits(plan_of(after(gone), child, now=at(670)))[0] == "PodsRefused"
 
@@ -152,7 +155,7 @@ def test_a_job_that_is_made_anew_has_its_first_pods_to_make() -> None:
     ran = failed_at_noon(make_pod(-3600).failed(41))
     gone = after(plan_of(ran, make_child().started(at(-3600)), now=at(10)))
     anew = make_child().started(at(3600))
-    assert waits(plan_of(gone, anew, now=at(3601))) == ("PodsPending", "waiting for pods to run")
+    assert waits(plan_of(gone, anew, now=at(3601))) == WAITING
     told = after(plan_of(gone, anew, now=at(3610)))
     assert waits(plan_of(told, anew, now=at(3620)))[0] == "PodsRefused"
 
@@ -162,7 +165,9 @@ def test_when_the_pods_are_made_after_all_it_is_a_start() -> None:
     refused = plan_of(lacking(child), child, now=at(60))
     assert waits(refused)[0] == "PodsRefused"
     made = plan_of(after(refused), make_child().started(NOW, active=1), make_pod(), now=at(61))
-    assert waits(made) == ("PodsPending", "waiting for pods to run")
+    assert waits(made) == WAITING
+    assert made.status is not None
+    assert "podsMissingSince" not in made.status
 
 
 # ---- pods that were there until now: the Job controller makes the next one later ----
@@ -178,7 +183,7 @@ def test_a_pod_that_its_node_rejects_after_long_is_told_of_until_the_next_try() 
     now_rejected = plan_of(unschedulable_since_noon(), child, rejected, now=at(3600))
     reason, message = waits(now_rejected)
     assert reason == "RejectedByNode"
-    assert message.endswith(noted("; waiting for the next try", at(3600)))
+    assert message.endswith("; waiting for the next try")
     for seconds in (3601, 4259):
         assert plan_of(after(now_rejected), child, rejected, now=at(seconds)).status is None
     assert waits(plan_of(after(now_rejected), child, rejected, now=at(4260)))[0] == "PodsRefused"
@@ -188,7 +193,7 @@ def test_every_wait_between_tries_is_its_own() -> None:
     job, pods, moment = make_job(), list[PodBuilder](), 0
     for backoff in (10, 20, 40, 80, 160, 320, 600, 600):
         trying = plan_of(job, make_child().started(NOW, active=1), *pods, make_pod(moment), now=at(moment))
-        assert waits(trying) == ("PodsPending", "waiting for pods to run")
+        assert waits(trying) == WAITING
         pods.append(make_pod(moment).rejected("UnexpectedAdmissionError", "no devices"))
         job = after(trying)
         for seconds in (moment + 60, moment + 60 + backoff):
@@ -218,7 +223,7 @@ def test_a_pod_that_stops_after_long_is_followed_by_another() -> None:
         plan = plan_of(job, make_child().started(NOW), *pods, now=at(seconds))
         assert waits(plan)[0] == reason
         job = after(plan)
-    assert waits(plan)[1] == noted("waiting for pods to run", at(7200))
+    assert waits_since(plan) == (WAITING, text_of(at(7200)))
     assert plan_of(job, make_child().started(NOW), now=at(7800)).status is None
 
 
@@ -235,10 +240,10 @@ def test_a_waiting_pod_that_is_deleted_may_be_replaced_in_peace(first: PodBuilde
     there = make_child().started(NOW, active=1)
     job = after(plan_of(make_job(), there, first))
     deleted = plan_of(job, make_child().started(NOW), now=at(1200))
-    assert waits(deleted) == ("PodsPending", noted("waiting for pods to run", at(1200)))
+    assert waits_since(deleted) == (WAITING, text_of(at(1200)))
     assert plan_of(after(deleted), make_child().started(NOW), now=at(1300)).status is None
     replaced = plan_of(after(deleted), there, make_pod(1301), now=at(1301))
-    assert waits(replaced) == ("PodsPending", "waiting for pods to run")
+    assert waits(replaced) == WAITING
 
 
 # ---- pods that do not stop ----

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -33,9 +32,6 @@ STOP_GRACE = timedelta(seconds=30)
 END_GRACE = timedelta(seconds=30)
 """What other containers may take to end after the trainer's."""
 
-_NOTE = "; not all pods are there since "
-_NOTED = re.compile(_NOTE + r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)")
-
 
 @dataclass(frozen=True, slots=True)
 class Late:
@@ -44,16 +40,9 @@ class Late:
     cause: Diagnosis | None
     """What is wrong; None while nothing is late."""
     missing_since: datetime | None
-    """Since when pods are missing, where the status is to note it."""
+    """Since when pods are missing, for the next plan to know."""
     look_again: timedelta | None
     """How long until something is late; None when nothing is awaited."""
-
-    def noted(self, cause: Diagnosis) -> Diagnosis:
-        """Why pods do not run, with the note that the next plan reads."""
-        if self.missing_since is None:
-            return cause
-        since = self.missing_since.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        return Diagnosis(cause.reason, f"{cause.message}{_NOTE}{since}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +87,9 @@ def _noted_since(begun: datetime, earlier: FineTuneJobStatus, now: datetime) -> 
     Pods that are gone do not tell when they went, and that a job is pending does not tell that it had none: so it is
     noted in the status when they are first seen to be missing.
     """
-    said = next((each.message for each in earlier.conditions if each.type == "Reconciling"), "")
-    found = [datetime.fromisoformat(text) for text in _NOTED.findall(said)]
-    if found and found[-1] >= begun.replace(microsecond=0):
-        return found[-1]
+    known = earlier.pods_missing_since
+    if known is not None and known >= begun.replace(microsecond=0):
+        return known
     return now.replace(microsecond=0) if now - begun >= NOTED_AFTER else None
 
 

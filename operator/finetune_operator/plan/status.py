@@ -33,6 +33,7 @@ class Observation:
     phase: Phase
     reason: str
     message: str
+    pods_missing_since: datetime | None = None
 
 
 def observe_phase(snapshot: Snapshot, late: Late, now: datetime) -> Observation:
@@ -70,8 +71,8 @@ def _observe_life(snapshot: Snapshot, late: Late) -> Observation:
     if len(at_work) >= child.nodes or any(failed_for_good(pod) for pod in pods):
         cause = late.cause or Diagnosis("PodsRunning", f"{child.nodes} of {child.nodes} pods run")
         return Observation(Phase.RUNNING, cause.reason, cause.message)
-    cause = late.noted(why_pending(pods, late.cause))
-    return Observation(Phase.PENDING, cause.reason, cause.message)
+    cause = why_pending(pods, late.cause)
+    return Observation(Phase.PENDING, cause.reason, cause.message, late.missing_since)
 
 
 def wait_for_last_words(snapshot: Snapshot, now: datetime) -> timedelta | None:
@@ -120,6 +121,7 @@ def make_status(
         strategy=_strategy(strategy, progress),
         start_time=earlier.start_time or _started(snapshot, ended),
         completion_time=ended_at if ended else None,
+        pods_missing_since=seen.pods_missing_since,
         restarts=max(earlier.restarts, snapshot.restarts),
         progress=progress,
         result=word.result if word and seen.phase == Phase.COMPLETE else None,
