@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from finetune_operator.engine.store import Key, Store
 from finetune_operator.engine.work_queue import WorkQueue
 from finetune_operator.plan.names import JOB_NAME_LABEL
-
-KubernetesObject = Mapping[str, Any]
+from finetune_operator.plan.snapshot import KubernetesObject
 
 DELETED = "DELETED"
 

@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from finetune_api.v1alpha1.status import Phase, Progress
 from finetune_operator.engine.past import Past
-from finetune_operator.metrics.jobs import Figures, JobSample, Times, figures_of
+from finetune_operator.engine.record import Record, make_record, packed
+from finetune_operator.metrics.jobs import Figures, JobSample, figures_of
 from finetune_operator.plan.names import JOB_NAME_LABEL
 from finetune_operator.plan.snapshot import (
+    KubernetesObject,
     ObservedFineTuneJob,
     ObservedJob,
     ObservedPod,
     Snapshot,
     observe_job,
     observe_pod,
-    parse_time,
     version_of,
 )
-from finetune_operator.plan.stored import read_status
 
-KubernetesObject = Mapping[str, Any]
-
-_PHASES = {phase.value: phase for phase in Phase}
 _ENDED = (Phase.COMPLETE, Phase.FAILED)
 
 
@@ -39,31 +33,11 @@ class Key(NamedTuple):
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Record:
-    """A FineTuneJob. Spec and status are kept as JSON text: a tenth of the memory of dicts."""
-
-    uid: str
-    resource_version: int
-    generation: int
-    created: datetime
-    being_deleted: bool
-    spec: bytes
-    status: bytes
-    task: str
-    strategy: str
-    model: str
-    phase: Phase
-    figures: Figures | None
-    """Of the status, for the metrics."""
-    times: Times
-
-
 class Store:
     """The FineTuneJobs, their Jobs and pods, and the newest progress of each."""
 
     def __init__(self) -> None:
-        self._jobs: dict[Key, _Record] = {}
+        self._jobs: dict[Key, Record] = {}
         self._children: dict[Key, ObservedJob] = {}
         self._pods: dict[Key, dict[str, tuple[int, ObservedPod]]] = {}
         self._progress: dict[Key, tuple[Progress, Figures]] = {}
@@ -100,7 +74,7 @@ class Store:
         record = self._jobs.get(_key(body))
         if record is None or version_of(body) > record.resource_version:
             return False
-        return version_of(body) < record.resource_version or record.spec == _packed(body.get("spec", {}))
+        return version_of(body) < record.resource_version or record.spec == packed(body.get("spec", {}))
 
     def knows_job(self, body: KubernetesObject) -> bool:
         """Whether this state of a Job, or a newer one, is known."""
@@ -117,7 +91,7 @@ class Store:
         """Note a FineTuneJob; returns its key when something about it is new."""
         if self.knows_fine_tune_job(body):
             return None  # a replayed or repeated event
-        key, record = _key(body), _record(body)
+        key, record = _key(body), make_record(body)
         known = self._jobs.get(key)
         is_another = known is not None and known.uid != record.uid
         if is_another:
@@ -264,52 +238,6 @@ def _owner(body: KubernetesObject) -> Key | None:
     metadata = body["metadata"]
     name = metadata.get("labels", {}).get(JOB_NAME_LABEL)
     return Key(metadata["namespace"], name) if name else None
-
-
-def _record(body: KubernetesObject) -> _Record:
-    metadata, spec, status = body["metadata"], body.get("spec", {}), body.get("status", {})
-    created = parse_time(metadata["creationTimestamp"])
-    return _Record(
-        uid=metadata["uid"],
-        resource_version=version_of(body),
-        generation=metadata.get("generation", 1),
-        created=created,
-        being_deleted="deletionTimestamp" in metadata,
-        spec=_packed(spec),
-        status=_packed(status),
-        task=sys.intern(_text(spec, "task")),
-        strategy=sys.intern(_text(status, "strategy")),
-        model=_text(spec.get("model"), "uri"),
-        phase=_PHASES.get(_text(status, "phase"), Phase.PENDING),
-        figures=_figures(status),
-        times=Times(created, _time(status, "startTime"), _time(status, "completionTime")),
-    )
-
-
-def _packed(value: KubernetesObject) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
-
-
-def _time(status: KubernetesObject, field: str) -> datetime | None:
-    """A time of a status; another version may have stored something else."""
-    try:
-        return parse_time(_text(status, field))
-    except ValueError:
-        return None
-
-
-def _figures(status: KubernetesObject) -> Figures | None:
-    """Read once and not at every scrape."""
-    if not status.keys() & {"progress", "result"}:
-        return None
-    found = read_status(status)
-    return figures_of(found.progress, found.result)
-
-
-def _text(value: object, field: str) -> str:
-    """A field that is text; another version may have stored something else."""
-    found = value.get(field) if isinstance(value, Mapping) else None
-    return found if isinstance(found, str) else ""
 
 
 def _count(value: KubernetesObject, field: str) -> int:
