@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shutil
 import ssl
 import subprocess
@@ -38,10 +39,10 @@ BUDGET = 50
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two certificates for the metrics Service: `first` and `second`."""
+    """Two certificates for the metrics Service: `first`, which ends after a day, and `second` after two."""
     root = tmp_path_factory.mktemp("certificates")
-    for name in ("first", "second"):
-        make_pair(root / name, f"IP:{HOST}", f"DNS:{SERVICE}")
+    for days, name in enumerate(("first", "second"), start=1):
+        make_pair(root / name, f"IP:{HOST}", f"DNS:{SERVICE}", days=days)
     return root
 
 
@@ -106,6 +107,12 @@ def token_of(cluster: Cluster, namespace: Namespace, account: str = READER, *arg
 def scrape(operator: OperatorProcess, secret: Secret, token: str = "") -> tuple[int, str]:
     """What /metrics answers, verified by the certificate that is in the Secret."""
     return operator.scrape(token, secret.folder / "tls.crt")
+
+
+def days_left(text: str) -> dict[str, float]:
+    """Until each certificate ends, to the nearest tenth."""
+    found = re.findall(r'^finetune_certificate_expiration_timestamp_seconds{certificate="(\w+)"} (.+)$', text, re.M)
+    return {name: round((float(end) - time.time()) / 86400, 1) for name, end in found}
 
 
 @pytest.mark.security(21)
@@ -235,7 +242,11 @@ def test_certificates_follow_the_secret_and_a_broken_pair_changes_nothing(
         annotation: str = template["metadata"]["annotations"][PROGRESS_CA_ANNOTATION]
         return annotation
 
+    def told() -> dict[str, float]:
+        return days_left(scrape(secured, secret, token_of(cluster, monitoring))[1])
+
     assert (served(), given_to_pods("before")) == ({pem("first")}, pem("first"))
+    assert told() == {"metrics": 1, "progress": 1}
     secret.put("second", key="first")
     broken = "the one before stays in use"
     eventually(lambda: broken in secured.log(), "a line about the pair", POLL_SECONDS + MARGIN_SECONDS)
@@ -243,11 +254,20 @@ def test_certificates_follow_the_secret_and_a_broken_pair_changes_nothing(
     secret.put("second")
     eventually(lambda: served() == {pem("second")}, "the new certificate", POLL_SECONDS + MARGIN_SECONDS)
     assert given_to_pods("after") == pem("second")
-    assert scrape(secured, secret, token_of(cluster, monitoring))[0] == 200
+    assert told() == {"metrics": 2, "progress": 2}
     assert secured.log().count(broken) == 2, "one line for each of the two servers"
     assert monitoring.child("before")["spec"]["template"]["metadata"]["annotations"][
         PROGRESS_CA_ANNOTATION
     ] == pem("first")  # fmt: skip
+
+
+@pytest.mark.usefixtures("secured")
+def test_a_replica_that_does_not_lead_tells_when_its_certificate_ends(pairs: Path, start_operator: Start) -> None:
+    files = {"progress_certificate": f"{pairs}/first/tls.crt", "progress_key": f"{pairs}/first/tls.key"}
+    with start_operator("follower", leading=False, **files) as follower:
+        assert not follower.leads()
+        assert days_left(follower.metrics()) == {"progress": 1}
+        assert check_metrics(follower.metrics()) == ""
 
 
 @pytest.mark.security(21)

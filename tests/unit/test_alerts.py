@@ -65,7 +65,13 @@ def reconciles(good: str, bad: str, namespace: str = "finetune-system") -> dict[
     return {f'{total}"success"}}': good, f'{total}"error"}}': bad, **(errors if bad else {})}
 
 
+def certificate(replica: str, which: str, values: str, namespace: str = "finetune-system") -> dict[str, str]:
+    labels = f'certificate="{which}",namespace="{namespace}",instance="{replica}"'
+    return {f"finetune_certificate_expiration_timestamp_seconds{{{labels}}}": values}
+
+
 RUNNING = phase("Running", "1x600")
+DAY = 86400
 
 
 @dataclass(frozen=True)
@@ -223,6 +229,27 @@ CASES = [
     Case("FineTuneOperatorReconcileErrors", "for ten minutes", reconciles("0+8x60", "0+2x60"), 10),
     Case("FineTuneOperatorReconcileErrors", "one in a hundred", reconciles("0+99x60", "0+1x60"), 30),
     Case("FineTuneOperatorReconcileErrors", "none ever failed", reconciles("0+8x60", ""), 30),
+    Case("FineTuneCertificateExpires", "of two replicas, for both of their servers, in 13 days",
+         {**certificate("a", "metrics", f"{13 * DAY}x60"), **certificate("a", "progress", f"{13 * DAY}x60"),
+          **certificate("b", "metrics", f"{13 * DAY}x60"), **certificate("b", "progress", f"{13 * DAY}x60")},
+         60, OPERATOR, "12d 23h 0m 0s"),
+    Case("FineTuneCertificateExpires", "of one server in 13 days, of the other in years",
+         {**certificate("a", "metrics", f"{13 * DAY}x60"), **certificate("a", "progress", f"{999 * DAY}x60")},
+         60, OPERATOR, "12d 23h 0m 0s"),
+    Case("FineTuneCertificateExpires", "it was renewed, and one replica has not taken it up",
+         {**certificate("a", "progress", f"{13 * DAY}x9 {99 * DAY}x60"),
+          **certificate("b", "progress", f"{13 * DAY}x60")}, 60, OPERATOR, "12d 23h 0m 0s"),
+    Case("FineTuneCertificateExpires", "it has ended, and is scraped all the same",
+         certificate("a", "progress", "1800x90"), 60, OPERATOR, "-30m 0s"),
+    Case("FineTuneCertificateExpires", "of the release beside it in years",
+         {**certificate("a", "progress", f"{13 * DAY}x60"), **certificate("a", "progress", f"{99 * DAY}x60", "other")},
+         60, OPERATOR, "12d 23h 0m 0s"),
+    Case("FineTuneCertificateExpires", "in 14 days and an hour",
+         certificate("a", "progress", f"{14 * DAY + 7200}x60"), 60),
+    Case("FineTuneCertificateExpires", "it was renewed",
+         {**certificate("a", "progress", f"{13 * DAY}x40 {99 * DAY}x60"),
+          **certificate("b", "progress", f"{13 * DAY}x41 {99 * DAY}x60")}, 60),
+    Case("FineTuneCertificateExpires", "nothing is served over TLS", leader("a", "1x60"), 60),
 ]  # fmt: skip
 
 

@@ -10,22 +10,26 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from certificate_pairs import make_pair, needs_openssl
+from certificate_pairs import KEYS, issue, make_pair, needs_openssl
 from finetune_operator.host.certificates import Certificate, CertificateError, follow
 
 pytestmark = needs_openssl
+ENDS, LATER, PAST = "20400229123456Z", "20550102030405Z", "20210203040506Z"
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two folders, `old` and `new`, each with tls.crt and tls.key of localhost."""
+    """Folders, `old`, `new`, and one for each kind of key, each with tls.crt and tls.key of localhost."""
     root = tmp_path_factory.mktemp("pairs")
     for name in ("old", "new"):
         make_pair(root / name)
+    for key in KEYS:
+        issue(root / key, ENDS, key)
     return root
 
 
@@ -99,6 +103,19 @@ def test_the_next_handshake_gets_the_new_certificate_and_pods_its_authority(secr
         assert shown(port, certificate.client) == pem(pairs, "new") == certificate.authority
 
 
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("before", KEYS)
+def test_a_certificate_with_another_kind_of_key_takes_the_place_of_the_one_before(
+    secret: Secret, pairs: Path, before: str, key: str
+) -> None:
+    secret.put(before)
+    certificate = secret.load()
+    with serving(certificate.server) as port:
+        secret.put(key)
+        certificate.reload()
+        assert shown(port, certificate.client) == pem(pairs, key)
+
+
 def test_an_authority_that_is_gone_is_no_longer_trusted(secret: Secret) -> None:
     certificate, old = secret.load(), secret.load()
     secret.put("new")
@@ -149,12 +166,76 @@ def test_an_authority_of_its_own_follows_too_and_one_that_is_none_changes_nothin
     assert certificate.authority == both
 
 
+def test_what_is_written_beside_an_authority_in_other_letters_is_left_out(pairs: Path, tmp_path: Path) -> None:
+    """Bundles of authorities have their names so."""
+    (tmp_path / "ca.crt").write_text(f"# Főtanúsítvány\n{pem(pairs, 'old')}", encoding="utf-8")
+    certificate = Certificate(pairs / "old" / "tls.crt", pairs / "old" / "tls.key", tmp_path / "ca.crt")
+    with serving(certificate.server) as port:
+        assert shown(port, certificate.client) == pem(pairs, "old")
+    assert certificate.authority.isascii()
+
+
 @pytest.mark.parametrize(("crt", "key"), [("new", "old"), ("none", "new")])
 def test_without_a_pair_at_the_start_there_is_an_error_that_names_the_files(
     tmp_path: Path, pairs: Path, crt: str, key: str
 ) -> None:
     with pytest.raises(CertificateError, match=r"tls\.crt, .*tls\.key: "):
         Certificate(pairs / crt / "tls.crt", pairs / key / "tls.key")
+
+
+def seconds(ends: str) -> float:
+    return datetime.strptime(ends, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()
+
+
+def loaded(pair: Path, authority: Path | None = None) -> Certificate:
+    return Certificate(pair / "tls.crt", pair / "tls.key", authority)
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("ends", [ENDS, LATER, PAST])
+def test_the_end_is_known_of_a_certificate_that_signed_itself_also_after_it(
+    tmp_path: Path, key: str, ends: str
+) -> None:
+    assert loaded(issue(tmp_path, ends, key)).ends == seconds(ends)
+
+
+def test_the_end_is_known_before_a_certificate_is_valid(tmp_path: Path) -> None:
+    assert loaded(issue(tmp_path, LATER, starts=ENDS)).ends == seconds(LATER)
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("ends", [ENDS, PAST])
+def test_the_end_is_the_servers_and_not_one_of_those_that_signed_it(tmp_path: Path, key: str, ends: str) -> None:
+    root = issue(tmp_path / "root", LATER, key, kind="authority")
+    middle = issue(tmp_path / "middle", "20450101000000Z", key, by=root, kind="authority")
+    server = issue(tmp_path / "server", ends, key, by=middle)
+    alone, chain = (pair / "tls.crt" for pair in (server, middle))
+    assert loaded(server, root / "tls.crt").ends == seconds(ends), "the server's alone"
+    alone.write_text(alone.read_text() + chain.read_text())
+    assert loaded(server, root / "tls.crt").ends == seconds(ends), "with the one between"
+    alone.write_text(alone.read_text() + (root / "tls.crt").read_text() + (server / "tls.key").read_text())
+    assert loaded(server, root / "tls.crt").ends == seconds(ends), "with all of them, and the key"
+
+
+def test_the_end_is_that_of_the_certificate_in_use(secret: Secret, pairs: Path) -> None:
+    issue(pairs / "later", LATER, "RSA")
+    secret.put("EC")
+    certificate = secret.load()
+    assert certificate.ends == seconds(ENDS)
+    secret.put("later", "new")
+    with pytest.raises(CertificateError):
+        certificate.reload()
+    assert certificate.ends == seconds(ENDS)
+    secret.put("later")
+    assert certificate.reload()
+    assert certificate.ends == seconds(LATER)
+
+
+def test_a_certificate_that_is_for_no_server_is_refused(secret: Secret, pairs: Path) -> None:
+    issue(pairs / "clients", ENDS, kind="client")
+    secret.put("clients")
+    with pytest.raises(CertificateError, match="unsuitable certificate purpose"):
+        secret.load()
 
 
 def test_following_says_one_line_for_a_pair_that_is_broken_and_goes_on(

@@ -110,3 +110,19 @@ def test_the_queue_is_read_when_scraped() -> None:
     depth = 4
     assert registry.get_sample_value("workqueue_depth", labels) == 4
     assert registry.get_sample_value("workqueue_longest_running_processor_seconds", labels) == 7.5
+
+
+def test_until_when_a_certificate_is_valid_is_read_when_scraped_and_of_each_server() -> None:
+    registry = CollectorRegistry()
+    metrics = OperatorMetrics(registry)
+    ends = {"progress": 2.0e9, "metrics": 2.1e9}
+    for name in ends:
+        metrics.watch_certificate(name, lambda name=name: ends[name])  # type: ignore[misc]
+
+    def read() -> dict[str, float | None]:
+        metric = "finetune_certificate_expiration_timestamp_seconds"
+        return {name: registry.get_sample_value(metric, {"certificate": name}) for name in ends}
+
+    assert read() == ends
+    ends["progress"] = 2.2e9
+    assert read() == ends

@@ -79,8 +79,10 @@ class App:
         """Serve HTTP, wait for the lease, and act until cancelled. Raises LostLease among others."""
         await _load_cluster_config()
         settings = self.settings
-        metrics = _certificate(settings.metrics_certificate, settings.metrics_key)
-        progress = _certificate(settings.progress_certificate, settings.progress_key, settings.progress_ca)
+        metrics = self._certificate("metrics", settings.metrics_certificate, settings.metrics_key)
+        progress = self._certificate(
+            "progress", settings.progress_certificate, settings.progress_key, settings.progress_ca
+        )
         async with client.ApiClient() as api, contextlib.AsyncExitStack() as stack:
             api.user_agent = _USER_AGENT
             watched = settings.watch_namespace or None
@@ -90,6 +92,16 @@ class App:
             async with asyncio.TaskGroup() as group:
                 group.create_task(follow(each for each in (metrics, progress) if each is not None))
                 await self._lead(api, cluster, lambda: settings.pod_settings(progress.authority if progress else ""))
+
+    def _certificate(
+        self, name: str, file: Path | None, key: Path | None, ca: Path | None = None
+    ) -> Certificate | None:
+        """What a server shows; the metrics tell its end, whether this replica leads or not."""
+        if file is None or key is None:
+            return None
+        certificate = Certificate(file, key, ca)
+        self.metrics.watch_certificate(name, lambda: certificate.ends)
+        return certificate
 
     def _servers(
         self, cluster: KubernetesCluster, metrics: Certificate | None, progress: Certificate | None
@@ -213,10 +225,6 @@ class App:
 
     def _count_request(self, method: str, code: str) -> None:
         self.metrics.requests.labels(method, code).inc()
-
-
-def _certificate(certificate: Path | None, key: Path | None, authority: Path | None = None) -> Certificate | None:
-    return None if certificate is None or key is None else Certificate(certificate, key, authority)
 
 
 async def _load_cluster_config() -> None:

@@ -54,6 +54,11 @@ class OperatorMetrics:
         )
         self.requests = counter("rest_client_requests", "Requests to the API server.", ("method", "code"))
         self.leader = gauge("leader_election_master_status", "1 when this replica leads.", name)
+        self.certificate_end = gauge(
+            "finetune_certificate_expiration_timestamp_seconds",
+            "Until when the certificate in use is valid, in Unix time.",
+            ("certificate",),
+        )
         self.jobs_ended = counter(
             "finetune_jobs_ended", "Jobs that ended, by outcome and reason.", ("namespace", "outcome", "reason")
         )
@@ -99,6 +104,10 @@ class OperatorMetrics:
         """Read the queue's state when scraped."""
         self.queue_depth.labels(CONTROLLER).set_function(depth)
         self.longest_running.labels(CONTROLLER).set_function(longest_running)
+
+    def watch_certificate(self, name: str, end: Callable[[], float]) -> None:
+        """Read until when a server's certificate is valid when scraped."""
+        self.certificate_end.labels(name).set_function(end)
 
 
 def _has_stepped(status: FineTuneJobStatus) -> bool:
