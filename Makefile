@@ -32,7 +32,7 @@ lint: $(VENV)/ready ## style, types and generated files
 	$(BIN)/mypy
 
 unit: $(VENV)/ready prometheus ## pure functions, and the alerts' rules; seconds
-	$(BIN)/pytest tests/unit tests/security/test_report.py tests/security/test_repository.py tests/security/test_plan_*.py
+	$(BIN)/pytest tests/unit tests/security/test_report.py tests/security/test_repository.py tests/security/test_plan_*.py --numprocesses=auto
 
 trainer: $(VENV)/ready assets ## real training on small models and data, runs killed and resumed; the first run builds an S3 server
 	$(BIN)/pytest tests/trainer tests/security/test_trainer_*.py --numprocesses=auto --dist=loadfile

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Tiny models are slower on more threads, and very slow when other processes want the cores too.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # as in the operator's pods: threads that wait leave the cores to others
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Nothing here may reach for a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -26,10 +27,19 @@ import torch  # noqa: E402  (reads OMP_NUM_THREADS)
 
 from finetune_trainer.__main__ import quiet_libraries  # noqa: E402
 from finetune_trainer.export import reload  # noqa: E402
+from trainer.eventful import RATES, Reference  # noqa: E402
+from trainer.reloading import quick_reloads  # noqa: E402
 from trainer.tiny import make_model  # noqa: E402
 
 torch.set_num_threads(1)
 quiet_libraries()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_reloads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Exports are reloaded in a moment, as if in a fresh process."""
+    with quick_reloads(tmp_path_factory.mktemp("reloads")):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +54,18 @@ def still_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(
         tmp_path_factory.mktemp("models") / "still", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
     )
+
+
+@pytest.fixture(scope="module")
+def references(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reference]:
+    """An eventful run of each strategy that nothing disturbed."""
+    return {name: Reference(tmp_path_factory.mktemp(name), tiny_bert, name) for name in RATES}
+
+
+@pytest.fixture(params=RATES)
+def reference(request: pytest.FixtureRequest, references: dict[str, Reference]) -> Reference:
+    """Each of them."""
+    return references[request.param]
 
 
 def asset(name: str) -> Path:

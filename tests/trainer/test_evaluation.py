@@ -105,8 +105,8 @@ print(json.dumps({"taken": peak() - before, "units": loop.task.num_units(loop.ta
 def test_an_evaluation_takes_little_more_than_the_logits_of_a_batch(tmp_path: Path) -> None:
     vocabulary = 65_536
     model = make_lm(tmp_path / "model", vocab_size=vocabulary)
-    rows = [{"text": " ".join(NEUTRAL * 4 + [NEUTRAL[number]])} for number in range(12)]
-    run = make_lm_run(tmp_path, model, FULL, rows[:2], rows, evaluation={"batchSize": 12}, data={"maxLength": 128})
+    rows = [{"text": " ".join(NEUTRAL * 4 + [NEUTRAL[number]])} for number in range(7)]
+    run = make_lm_run(tmp_path, model, FULL, rows[:2], rows, evaluation={"batchSize": 7}, data={"maxLength": 128})
     (tmp_path / "run.json").write_text(json.dumps(run.to_json()), encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(MEASURE), str(tmp_path / "run.json")],

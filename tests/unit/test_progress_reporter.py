@@ -66,12 +66,6 @@ def test_a_server_that_is_not_there_blocks_nobody(tmp_path: Path, caplog: pytest
     assert "progress-reporter" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_a_token_that_is_not_there_yet_fails_nothing(tmp_path: Path) -> None:
-    reporter = Reporter("https://127.0.0.1:1/v1/a/b", None, str(tmp_path / "token"), interval=0.01)
-    reporter.update(make_progress(1))
-    reporter.close()
-
-
 @contextmanager
 def answering(certificate: Path, answers: list[bytes]) -> Iterator[tuple[str, list[bytes]]]:
     """A TLS server that gives these answers in turn, word for word, then the last; its URL, and what it was sent."""
@@ -124,6 +118,21 @@ def test_a_strange_answer_does_not_end_the_reports(
     assert len(heard) > 1
     assert "the report was not" in caplog.text
     assert "a-very-secret-token" not in caplog.text
+
+
+@needs_openssl
+def test_a_token_that_is_not_there_yet_fails_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    certificate, token = make_pair(tmp_path / "tls"), tmp_path / "token"
+    caplog.set_level(logging.DEBUG)
+    with answering(certificate, [GOOD_ANSWER]) as (url, heard):
+        reporter = Reporter(url, str(certificate / "tls.crt"), str(token), interval=0.01)
+        reporter.update(make_progress(1))
+        eventually(lambda: "the report was not" in caplog.text, "a report without a token")
+        assert not heard
+        token.write_text("a-very-secret-token")
+        reporter.update(make_progress(2))
+        eventually(lambda: bool(heard), "a report with the token")
+        reporter.close()
 
 
 @needs_openssl
