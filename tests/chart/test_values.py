@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -109,6 +110,13 @@ def test_unknown_keys_are_refused_by_name_at_every_level(chart: Chart, path: tup
     assert "replica_count" in refusal(chart, changed((*path, "replica_count"), 3))
 
 
+def rendered_or_refused(chart: Chart, values: dict[str, Any]) -> str:
+    try:
+        return json.dumps(chart.render(values))
+    except RenderingError as error:
+        return str(error)
+
+
 BLOCK = {"ipBlock": {"cidr": "10.0.0.1/32"}}
 REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 WRONG = [
@@ -140,6 +148,10 @@ WRONG = [
     ("tls.validityDays", 0, "validityDays"),
     ("image.repository", "", "repository"),
     ("image.repository", "with space", "repository"),
+    ("image.repository", "finetune-operator:dev", "repository"),
+    ("trainer.image.repository", "registry.example.com:5000/trainer:dev", "repository"),
+    ("trainer.image.repository", "registry.example.com/trainer-", "repository"),
+    ("trainer.image.repository", "registry.example.com//trainer", "repository"),
     ("image.digest", "0a0a", "digest"),
     ("image.pullPolicy", "Sometimes", "pullPolicy"),
     ("trainer.image.tag", "a b", "tag"),
@@ -166,6 +178,11 @@ WRONG = [
     ("networkPolicy.extraIngress", [{"from": [BLOCK], "ports": [{"endPort": 9}]}], "ports"),
     ("trainer.gpu.runtimeClassName", "NVIDIA", "runtimeClassName"),
     ("trainer.gpu.tolerations", [{"operator": "Exists"}], "tolerations"),
+    ("trainer.gpu.runtimeClassName", "a..b", "runtimeClassName"),
+    ("trainer.gpu.tolerations", [{"key": "foo bar"}], "key"),
+    ("trainer.gpu.tolerations", [{"key": "Example.com/gpu"}], "key"),
+    ("trainer.gpu.tolerations", [{"key": "gpu", "value": "a b"}], "value"),
+    ("trainer.ephemeralStorage", "9" * 24 + "G", "ephemeralStorage"),
     ("trainer.gpu.tolerations", [{"key": "gpu", "operator": "Exists", "value": "yes"}], "tolerations"),
     ("trainer.gpu.tolerations", [{"key": "gpu", "effect": "Never"}], "effect"),
     ("securityContext.fixedUser", "no", "fixedUser"),
@@ -230,9 +247,28 @@ def test_null_for_what_is_needed_is_refused_by_name(chart: Chart, path: tuple[st
     assert f"missing property '{path[-1]}'" in refusal(chart, changed(path, None))
 
 
-@pytest.mark.parametrize("path", [path for path in paths(VALUES) if path not in NEEDED], ids=".".join)
+MAY_BE_EMPTY = [path for path in paths(VALUES) if path not in NEEDED]
+
+
+@pytest.mark.parametrize("path", MAY_BE_EMPTY, ids=".".join)
 def test_null_for_what_may_be_empty_is_as_if_empty(chart: Chart, path: tuple[str, ...]) -> None:
     assert not {"<nil>", "<no value>"} & set(json.dumps(chart.render(changed(path, None))).split('"'))
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [(name, path) for name, values in VALUE_SETS.items() for path in paths(values) if path in MAY_BE_EMPTY],
+    ids=lambda value: value if isinstance(value, str) else ".".join(value),
+)
+def test_null_for_what_may_be_empty_is_so_where_it_is_used_too(chart: Chart, name: str, path: tuple[str, ...]) -> None:
+    values = copy.deepcopy(VALUE_SETS[name])
+    section = values
+    for key in path[:-1]:
+        section = section[key]
+    section[path[-1]] = None
+    said = rendered_or_refused(chart, values)
+    assert "nil pointer" not in said
+    assert not {"<nil>", "<no value>"} & set(said.split('"'))
 
 
 def test_the_sets_of_the_other_tests_give_every_value() -> None:
