@@ -1,11 +1,10 @@
 """Do adapters of less than 4 % of the weights come close to full tuning? Movie reviews, MiniLM, three seeds each.
 
-Usage: python benchmarks/adapter_vs_full.py [--seeds 1 2 3]
+Usage: python benchmarks/adapter_vs_full.py [--again] [--seeds 1 2 3]
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from typing import Any
 
@@ -34,10 +33,9 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     """Run what has no result yet and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser = RUNS.parser(__doc__)
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
-    options = parser.parse_args()
+    options = RUNS.parse(parser)
     for seed in options.seeds:
         # The strategies take turns, so that a change of the machine's speed meets both.
         for name in options.strategies:

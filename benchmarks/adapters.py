@@ -1,12 +1,11 @@
 """Types of adapters beside full tuning on tweets; then movie reviews stacked on the tweets, whose own logits must stay.
 
 Results are written after each run, and what is there is not run again.
-Usage: python benchmarks/adapters.py [--seeds 1 2 3] [--parts types stack]
+Usage: python benchmarks/adapters.py [--again] [--seeds 1 2 3] [--parts types stack]
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from pathlib import Path
@@ -103,10 +102,9 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> str:
 
 def main() -> None:
     """Run what has no result yet and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser = RUNS.parser(__doc__)
     parser.add_argument("--parts", nargs="+", choices=("stack", "types"), default=["stack", "types"])
-    options = parser.parse_args()
+    options = RUNS.parse(parser)
     for seed in options.seeds:
         for part in options.parts:
             {"stack": stack, "types": types}[part](seed)

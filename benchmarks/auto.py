@@ -1,11 +1,10 @@
 """From how many rows on is full tuning ahead of adapters, both with the defaults that strategy.auto gives them?
 
-Usage: python benchmarks/auto.py [--seeds 1 2 3] [--sizes trec/1000 ...]
+Usage: python benchmarks/auto.py [--again] [--seeds 1 2 3] [--sizes trec/1000 ...]
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import statistics
 import tempfile
@@ -21,10 +20,9 @@ STRATEGIES: dict[str, dict[str, Any]] = {"full": {"full": {}}, "bottleneck": {"a
 
 def main() -> None:
     """Run what has no result yet and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser = RUNS.parser(__doc__)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
-    options = parser.parse_args()
+    options = RUNS.parse(parser)
     with tempfile.TemporaryDirectory() as scratch:
         for seed, size, name in itertools.product(options.seeds, options.sizes, STRATEGIES):
             domain, count = size.split("/")

@@ -3,12 +3,11 @@
 The teacher is MiniLM (6 layers), fully tuned on 2,000 labels. The student is 3 of the same base's layers. It learns
 for as many steps with the teacher as without. Results are written after each run, and what is there is not run again.
 
-Usage: python benchmarks/distillation.py [--data trec movies] [--seeds 1 2 3] [--only few-response ...]
+Usage: python benchmarks/distillation.py [--data trec movies] [--again] [--seeds 1 2 3] [--only few-response ...]
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import statistics
@@ -48,11 +47,10 @@ VARIANTS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
 
 def main() -> None:
     """Run what has no result yet and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = RUNS.parser(__doc__)
     parser.add_argument("--data", nargs="+", default=["trec", "movies"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    options = parser.parse_args()
+    options = RUNS.parse(parser)
     for data in options.data:
         write_rows(data)
         run("teacher", data, 0, {"strategy": {"full": {}}, "training": {"epochs": 3, "learningRate": "5e-5"}})

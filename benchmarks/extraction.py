@@ -1,11 +1,10 @@
 """What is extracted from real text by a small model? US addresses: every word tagged, and questions answered.
 
-Usage: python benchmarks/extraction.py [--seeds 1 2 3] [--jobs tags-full ...]
+Usage: python benchmarks/extraction.py [--again] [--seeds 1 2 3] [--jobs tags-full ...]
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from typing import Any
 
@@ -42,10 +41,9 @@ JOBS: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     """Run what has no result yet and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser = RUNS.parser(__doc__)
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
-    options = parser.parse_args()
+    options = RUNS.parse(parser)
     for seed in options.seeds:
         for name in options.jobs:
             RUNS.job(f"{name}/{seed}", {**JOBS[name], "training": {**JOBS[name]["training"], "seed": seed}})

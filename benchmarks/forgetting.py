@@ -4,13 +4,12 @@ MiniLM is fully tuned on tweets, product reviews and news. That model is then tu
 for as many steps, and judged on the movies and on the three others. Results are written after each run, and what is
 there is not run again.
 
-Usage: python benchmarks/forgetting.py [--seeds 1 2 3] [--strategies ...]
+Usage: python benchmarks/forgetting.py [--again] [--seeds 1 2 3] [--strategies ...]
        python benchmarks/forgetting.py --table        # what stands in docs/forgetting.md, of the runs that are there
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from typing import Any
 
@@ -85,11 +84,10 @@ def job(name: str, seed: int) -> dict[str, Any]:
 
 def main() -> None:
     """Tune the first model, run every strategy with every seed on it, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser = RUNS.parser(__doc__)
     parser.add_argument("--strategies", nargs="+", choices=SECOND, default=list(SECOND))
     parser.add_argument("--table", action="store_true", help="run nothing, print the table of the runs so far")
-    options = parser.parse_args()
+    options = RUNS.parse(parser)
     if options.table:
         print(table(RUNS.of_each(SECOND)))
         return

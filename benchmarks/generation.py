@@ -2,12 +2,11 @@
 
 SmolLM2-135M-Instruct, instructions with answers; only the answers are learnt, and perplexity is of them alone. LoRA
 also in 4 bits; a soft prompt from each of its starts.
-Usage: python benchmarks/generation.py [--seeds 1 2 3] [--only lora qlora ...]; it needs `make assets-lm`.
+Usage: python benchmarks/generation.py [--again] [--seeds 1 2 3] [--only lora qlora ...]; it needs `make assets-lm`.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from typing import Any
 
@@ -45,10 +44,9 @@ DATA = {
 
 def main() -> None:
     """Run what has no result yet and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser = RUNS.parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    options = parser.parse_args()
+    options = RUNS.parse(parser)
     lines = (ASSETS / "data" / "alpaca" / "evaluation.jsonl").read_text(encoding="utf-8").splitlines()
     _MADE.mkdir(parents=True, exist_ok=True)
     (_MADE / "evaluation.jsonl").write_text("\n".join(lines[:NUM_EVALUATION]) + "\n", encoding="utf-8")

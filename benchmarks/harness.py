@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import importlib.metadata
 import json
@@ -84,15 +85,17 @@ def _training_seconds(progress: Path) -> float:
 
 
 def machine(packages: Iterable[str] = _PACKAGES) -> dict[str, Any]:
-    """What figures were measured on, and the command that made them."""
+    """What figures were measured on, the command that made them, and the commit, where there is one."""
     cpu = next(
         (line.split(":")[1].strip() for line in _cpu_info() if line.startswith("model name")), platform.processor()
     )
     versions = {name: importlib.metadata.version(name) for name in packages}
     threads = f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} " if "OMP_NUM_THREADS" in os.environ else ""
     command = f"{threads}python benchmarks/{' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])}"
+    commit = _commit()
     return {
         "command": command,
+        **({"commit": commit} if commit else {}),
         "cpu": cpu,
         "cores": os.cpu_count(),
         "python": platform.python_version(),
@@ -114,13 +117,33 @@ def as_json(measured: Measured) -> dict[str, Any]:
 
 
 class Runs:
-    """A benchmark's runs by name, in its file of results as soon as each has ended.
+    """A benchmark's runs by name, in its file of results as soon as each has ended, each with what it was made on.
 
-    A run that is there is not made again; several processes may share the work.
+    A run that is there is not made again unless that is asked for; several processes may share the work.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self._machine = machine()
+        self._again = False
+
+    def parser(self, description: str | None) -> argparse.ArgumentParser:
+        """The arguments that all benchmarks of runs have."""
+        parser = argparse.ArgumentParser(description=description)
+        parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+        parser.add_argument("--again", action="store_true", help="make runs again that the results have already")
+        return parser
+
+    def parse(self, parser: argparse.ArgumentParser) -> argparse.Namespace:
+        """The arguments given."""
+        options = parser.parse_args()
+        self._again = options.again
+        return options
+
+    def is_made(self, key: str, **fields: Any) -> bool:
+        """Whether a run with these fields is there, and may stay."""
+        run = self.known().get(key)
+        return not self._again and run is not None and all(run.get(name) == value for name, value in fields.items())
 
     def known(self) -> dict[str, Any]:
         """The runs so far."""
@@ -137,7 +160,7 @@ class Runs:
         self, key: str, spec: dict[str, Any], volumes: Mapping[str, Path] | None = None, left: Path | None = None
     ) -> None:
         """Run a job, unless it was and what it must have left is there; the job is stored with its figures."""
-        if self.known().get(key, {}).get("job") == spec and (left is None or left.exists()):
+        if self.is_made(key, job=spec) and (left is None or left.exists()):
             return
         name = re.sub("[^a-z0-9]+", "-", f"{self._name}-{key}".lower()).strip("-")
         measured = run_job(spec, name, volumes)
@@ -146,10 +169,13 @@ class Runs:
         print(f"{key}: {after} ({measured.cpu_seconds:.0f} CPU-s)", flush=True)
 
     def put(self, key: str, run: dict[str, Any]) -> None:
-        """Write a run into the file."""
+        """Write a run into the file. A machine that is said there for all is that of runs which name none."""
         with _locked(Path(tempfile.gettempdir(), f"{self._name}.lock")):
-            runs = {**self.known(), key: run}
-            write_results(self._name, {"machine": machine(), "runs": dict(sorted(runs.items()))})
+            path = RESULTS / f"{self._name}.json"
+            found = json.loads(path.read_text()) if path.exists() else {}
+            runs = {**found.get("runs", {}), key: {"machine": self._machine, **run}}
+            shared = {} if all("machine" in one for one in runs.values()) else {"machine": found["machine"]}
+            write_results(self._name, {**shared, "runs": dict(sorted(runs.items()))})
 
 
 def mean_and_each(values: Iterable[float], digits: int = 3) -> str:
@@ -161,6 +187,15 @@ def mean_and_each(values: Iterable[float], digits: int = 3) -> str:
 def share_trained(result: Mapping[str, Any]) -> str:
     """The share of a result's parameters that was trained, for a cell of a table."""
     return f"{result['trainableParameters'] / result['totalParameters']:.2%}"
+
+
+def _commit() -> str:
+    """The commit that is checked out, with `-dirty` when files differ from it; empty without a repository."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
 
 
 @contextmanager

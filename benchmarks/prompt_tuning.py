@@ -2,12 +2,11 @@
 
 Results are written after each run, and what is there is not run again.
 
-Usage: python benchmarks/prompt_tuning.py [--seeds 1 2 3] [--only head vocabulary ...]
+Usage: python benchmarks/prompt_tuning.py [--again] [--seeds 1 2 3] [--only head vocabulary ...]
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -53,16 +52,15 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
 
 def main() -> None:
     """Run what has no result yet and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser = RUNS.parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    options = parser.parse_args()
+    options = RUNS.parse(parser)
     quiet_libraries()
     devices.set_threads()
     for seed in options.seeds:
         for variant in options.only:
             name = f"{variant}/{seed}"
-            if name not in RUNS.known():
+            if not RUNS.is_made(name):
                 result = train(variant, seed)
                 RUNS.put(name, result)
                 print(f"{name}: {result['after']['accuracy']:.3f} ({result['cpu_seconds']} CPU-s)", flush=True)
