@@ -141,6 +141,10 @@ class TestCsv:
     def test_without_header_the_first_line_is_taken_for_it(self, tmp_path: Path) -> None:
         assert rows(write(tmp_path / "a.csv", "a,x\nb,y\n")) == [("line 2", {"a": "b", "x": "y"})]
 
+    def test_spaces_around_header_names(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.csv", "text, label ,\tnote\n a, b,c\n")
+        assert rows(path) == [("line 2", {"text": " a", "label": " b", "note": "c"})]
+
     def test_duplicated_header_names(self, tmp_path: Path) -> None:
         path = write(tmp_path / "a.csv", "text,label,text\na,b,c\n")
         assert f"{path}: the header has 'text' twice" in refused(path)

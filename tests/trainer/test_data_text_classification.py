@@ -7,9 +7,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from finetune_api.exit_codes import ExitCode
+from finetune_api.run import Run
+from finetune_trainer.batching import Batch
 from finetune_trainer.data.text_classification import LabelledText, load
+from finetune_trainer.metrics import ClassificationMetrics
+from finetune_trainer.tasks.text_classification import TextClassification
 from trainer.data_fixtures import failure, labelled, run_on, write, write_jsonl
 
 USUAL = labelled(("good one", "pos"), ("bad one", "neg"), ("fine one", "pos"), ("poor one", "neg"))
@@ -97,6 +102,53 @@ class TestLabels:
         assert [row.label for row in found.rows.evaluation.rows] == ["1", "0", "10"]
         assert "dropped 2: 2 without label (row 4, row 6)" in str(found.rows.reports()[0])
 
+    @pytest.mark.parametrize(
+        ("cells", "others", "labels", "named"),
+        [
+            (["1.0", "0.0", "", "1.0"], ["0", 1, 1.0, "1.0"], ("0", "1"), ["0", "1", "1", "1"]),
+            (["1", "0", "2", "10"], ["1.0", "10.0"], ("0", "1", "2", "10"), ["1", "10"]),
+            (["-1.0", "-0.0", "3", "0"], [-1, "3.00"], ("-1", "0", "3"), ["-1", "3"]),
+            (
+                ["True", "False", "True", ""],
+                [True, False, "true", "True"],
+                ("False", "True"),
+                ["True", "False"] + ["True"] * 2,
+            ),
+            (["true", "false", "maybe", ""], ["TRUE", "maybe"], ("false", "maybe", "true"), ["true", "maybe"]),
+            (["1.0", "1.1", "2.0", ""], ["2.0", 1, 2.0], ("1.0", "1.1", "2.0"), ["2.0", "1.0", "2.0"]),
+            (["01", "1", "02", "2"], ["01", 1], ("01", "1", "02", "2"), ["01", "1"]),
+        ],
+    )
+    def test_a_tables_spelling_is_that_of_others(
+        self, tmp_path: Path, cells: list[str], others: list[Any], labels: tuple[str, ...], named: list[str]
+    ) -> None:
+        """CSV has no types: what pandas writes of whole numbers beside a missing one, and of booleans."""
+        lines = [f"text {number},{cell}\n" for number, cell in enumerate(cells)]
+        train = write(tmp_path / "train.csv", "text,label\n" + "".join(lines))
+        held, earlier = (
+            write_jsonl(
+                tmp_path / f"{name}.jsonl", labelled(*((f"{name} {n}", value) for n, value in enumerate(others)))
+            )
+            for name in ("held", "earlier")
+        )
+        replay = {"source": {"uri": f"file://{earlier}"}, "fraction": "0.5"}
+        found = load(run_on(train, held, replay=replay, maxDroppedFraction="0.5"))
+        assert found.labels == labels
+        assert {row.label for row in found.rows.train.rows} == set(labels)
+        assert [row.label for row in found.rows.evaluation.rows] == named
+        assert found.rows.replay is not None
+        assert {row.label for row in found.rows.replay.rows} <= set(named)
+
+    def test_what_pandas_writes(self, tmp_path: Path) -> None:
+        import pandas
+
+        table = pandas.DataFrame({"text": ["a", "b", "c"], "label": [1, None, 0]})
+        table.to_csv(tmp_path / "train.csv", index=False)
+        pandas.DataFrame({"text": ["d", "e"], "label": [1, 0]}).to_csv(tmp_path / "held.csv", index=False)
+        found = load(run_on(tmp_path / "train.csv", tmp_path / "held.csv", maxDroppedFraction="0.5"))
+        assert found.labels == ("0", "1")
+        assert [row.label for row in found.rows.evaluation.rows] == ["1", "0"]
+
     @pytest.mark.parametrize("value", [None, "", "  \t"])
     def test_none_and_blank_are_no_label(self, tmp_path: Path, value: Any) -> None:
         files = Files(tmp_path, [*USUAL, {"text": "who knows", "label": value}], maxDroppedFraction="0.2")
@@ -161,6 +213,12 @@ class TestColumns:
     def test_nothing_near(self, tmp_path: Path) -> None:
         sentence = Files(tmp_path, [{"text": "a", "y": "b"}]).refused()
         assert "no column 'label'; it has 'text', 'y' (set data.columns.label; it names the column to read)" in sentence
+
+    def test_spaces_around_a_name_are_shown(self, tmp_path: Path) -> None:
+        assert (
+            "no column 'label'; it has 'text', ' label' (set"
+            in Files(tmp_path, [{"text": "a", " label": "b"}]).refused()
+        )
 
     def test_an_empty_object(self, tmp_path: Path) -> None:
         assert "no column 'text'; it has none" in Files(tmp_path, [{}]).refused()
@@ -355,7 +413,31 @@ class TestNoRows:
 def test_majority_is_of_the_training_rows(tmp_path: Path) -> None:
     train = labelled(("a", "x"), ("b", "x"), ("c", "y"))
     evaluation = labelled(("d", "y"), ("e", "y"), ("f", "x"), ("g", "y"))
-    assert load(Files(tmp_path, train, evaluation).run).majority_fraction() == 0.25
+    assert load(Files(tmp_path, train, evaluation).run).majority() == {"accuracy": 0.25, "macroF1": 0.4 / 2}
+
+
+@pytest.mark.parametrize("evaluation", ["x", "y", "xy", "xxyz", "yz", "xyyyzz"])
+def test_the_majority_is_measured_as_a_model_is(tmp_path: Path, evaluation: str) -> None:
+    train = labelled(("a", "x"), ("b", "x"), ("c", "y"), ("d", "z"))
+    rows = labelled(*((f"row {number}", label) for number, label in enumerate(evaluation)))
+    found = load(Files(tmp_path, train, rows).run)
+    metrics = ClassificationMetrics(3)
+    targets = torch.tensor([found.labels.index(row.label) for row in found.rows.evaluation.rows])
+    says_x = torch.tensor([1.0, 0.0, 0.0]).expand(len(targets), 3)
+    metrics.update([], Batch({}, targets, 0), says_x, loss_sum=0.0)
+    assert found.majority() == {name: pytest.approx(metrics.compute()[name]) for name in ("accuracy", "macroF1")}
+
+
+@pytest.mark.parametrize(("metric", "baseline"), [(None, 0.25), ("accuracy", 0.25), ("macroF1", 0.2), ("loss", None)])
+def test_the_baseline_is_of_the_metric_that_decides(
+    tiny_bert: Path, tmp_path: Path, metric: str | None, baseline: float | None
+) -> None:
+    train = write_jsonl(tmp_path / "train.jsonl", labelled(("a", "x"), ("b", "x"), ("c", "y")))
+    rows = write_jsonl(tmp_path / "rows.jsonl", labelled(("d", "y"), ("e", "y"), ("f", "x"), ("g", "y")))
+    content = run_on(train, rows, model=tiny_bert).model_dump(mode="json", by_alias=True)
+    content["spec"]["evaluation"]["metric"] = metric
+    run = Run.model_validate_json(json.dumps(content))
+    assert TextClassification.read(run, tiny_bert).baseline == (baseline and pytest.approx(baseline))
 
 
 def test_the_same_rows_every_time(tmp_path: Path) -> None:

@@ -16,13 +16,14 @@ from finetune_trainer.errors import TrainerError
 SHARED_COLUMNS = "all sources share data.columns, and the training rows fit it"
 """Why the columns of another source are renamed, and not named."""
 _SHOWN = 10
+_LONGEST = 40
 
 
 def value_in(row: Row, column: str, field: str, report: DataReport) -> Any:
     """What a row has in a column. The first row has to have it: later ones of a jsonl file may leave it out."""
     if column not in row.values and report.num_read == 1:
         found = [str(name) for name in row.values]
-        listed = ", ".join(map(shown, found[:_SHOWN])) + (", ..." if len(found) > _SHOWN else "")
+        listed = ", ".join(map(_exactly, found[:_SHOWN])) + (", ..." if len(found) > _SHOWN else "")
         raise TrainerError(
             ExitCode.DATA_INVALID,
             f"{report.source} {row.place}: no column {column!r}; it has {listed or 'none'}",
@@ -63,6 +64,11 @@ def _as_text(value: Any, row: Row, column: str, field: str, report: DataReport) 
     if value is None or isinstance(value, str):
         return value or ""
     raise of_wrong_type(row, field, value, "a string", column, report)
+
+
+def _exactly(name: str) -> str:
+    """A column's name with the spaces around it, which may be all that is wrong with it; cut to what fits a message."""
+    return repr(name) if len(name) <= _LONGEST else shown(name)
 
 
 def _but_for_nan(value: Any) -> Any:

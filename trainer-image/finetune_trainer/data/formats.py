@@ -132,7 +132,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
     csv.field_size_limit(2**31 - 1)  # Python's default of 128 KiB would refuse long documents
     with path.open(encoding="utf-8-sig", newline="") as file:
         records = _csv_records(path, csv.reader(file, delimiter=_delimiter(path), strict=True))
-        _, header = next(records, (0, []))
+        header = [name.strip() for name in next(records, (0, []))[1]]  # many write a space after each comma
         repeated = [name for name, count in Counter(header).items() if count > 1 and name]
         if repeated:
             raise _invalid(f"{path}: the header has {shown(repeated[0])} twice", "give every column a name of its own")

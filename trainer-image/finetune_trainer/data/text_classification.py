@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.problems import nearest
@@ -12,6 +12,7 @@ from finetune_api.run import Run
 from finetune_api.v1alpha1.sources import Columns
 from finetune_trainer.data.columns import is_unicode, text_in, value_in
 from finetune_trainer.data.formats import Row, shown
+from finetune_trainer.data.labels import one_name_each
 from finetune_trainer.data.report import DataReport
 from finetune_trainer.data.rows import Part, Rows
 from finetune_trainer.data.rows import load as load_rows
@@ -47,21 +48,27 @@ class LabelledTexts:
     labels: tuple[str, ...]
     """All labels, sorted (integers by value); the index is the class number."""
 
-    def majority_fraction(self) -> float:
-        """Accuracy, on the evaluation rows, of always saying the label most frequent in the training rows."""
+    def majority(self) -> dict[str, float]:
+        """Accuracy and macro-F1, on the evaluation rows, of always saying the label most frequent in training."""
         counts = Counter(row.label for row in self.rows.train.rows)
         most_frequent = max(counts.items(), key=lambda item: (item[1], item[0]))[0]
-        evaluation = self.rows.evaluation.rows
-        return sum(row.label == most_frequent for row in evaluation) / len(evaluation)
+        actual = [row.label for row in self.rows.evaluation.rows]
+        hits, rows = actual.count(most_frequent), len(actual)
+        # Of every other class that occurs it finds no row: an F1 of 0.
+        f1 = 2 * hits / (rows + hits) / len({most_frequent, *actual})
+        return {"accuracy": hits / rows, "macroF1": f1}
 
 
 def load(run: Run) -> LabelledTexts:
     """Read, check, de-duplicate and split the rows of a job. Raises TrainerError."""
     rows = load_rows(run, _check)
+    others = [part for part in (rows.evaluation, rows.replay, rows.retention) if part is not None]
+    name = one_name_each(row.label for row in rows.train.rows)
+    for part in (rows.train, *others):
+        part.rows[:] = [replace(row, label=name(row.label)) for row in part.rows]
     labels = _labels(rows.train.rows, rows.train.report)
-    for part in (rows.evaluation, rows.replay, rows.retention):
-        if part is not None:
-            _check_labels_known(part, labels)
+    for part in others:
+        _check_labels_known(part, labels)
     return LabelledTexts(rows, labels)
 
 

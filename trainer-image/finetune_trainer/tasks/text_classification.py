@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from finetune_api.run import Run
 from finetune_trainer.batching import UNLABELED, Batch, Example, collate
@@ -15,6 +15,7 @@ from finetune_trainer.data import text_classification as data
 from finetune_trainer.data.rows import Part
 from finetune_trainer.metrics import ClassificationMetrics
 from finetune_trainer.model_checks import check_directory
+from finetune_trainer.model_config import read_config
 from finetune_trainer.models import Loaded, load_tokenizer, pools_last_column
 from finetune_trainer.tasks.classes import choose_classes
 from finetune_trainer.tasks.limits import check_vocabulary, max_length
@@ -28,13 +29,12 @@ class TextClassification:
 
     model_class = "AutoModelForSequenceClassification"
 
-    def __init__(self, texts: data.LabelledTexts, directory: Path, tokenizer: PreTrainedTokenizerBase, max_length: int):
+    def __init__(self, run: Run, texts: data.LabelledTexts, directory: Path, tokenizer: PreTrainedTokenizerBase):
         self._texts = texts
         self._directory = directory
         self.tokenizer = tokenizer
-        self.max_length = max_length
-        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        self._pads_left = pools_last_column(config)
+        self.max_length = max_length(run, directory, tokenizer, DEFAULT_MAX_LENGTH)
+        self._pads_left = pools_last_column(read_config(directory))
         self._classes = choose_classes(texts.labels, AutoModelForSequenceClassification, directory)
         self.labels: Sequence[str] = self._classes.labels
         rows = texts.rows
@@ -44,14 +44,14 @@ class TextClassification:
         self.evaluation: Sequence[Example] = self._tokenise(rows.evaluation)
         self.retention: Sequence[Example] = self._tokenise(rows.retention)
         self.data_report: Sequence[str] = [*map(str, rows.reports()), *self._classes.report]
-        self.baseline: float | None = texts.majority_fraction()
+        self.baseline: float | None = texts.majority().get(run.spec.metric())
 
     @classmethod
     def read(cls, run: Run, directory: Path) -> TextClassification:
         """Read and tokenise a run's data. The model directory is checked first, because that takes no time."""
         check_directory(directory)
         tokenizer = load_tokenizer(directory)
-        return cls(data.load(run), directory, tokenizer, max_length(run, directory, tokenizer, DEFAULT_MAX_LENGTH))
+        return cls(run, data.load(run), directory, tokenizer)
 
     def load_model(self, directory: Path | None = None) -> Loaded:
         """A pretrained model with a head of one output a label."""
