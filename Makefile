@@ -8,7 +8,11 @@ ASSETS := build/assets
 PYTHON ?= $(firstword $(foreach v,python3 python3.14 python3.13 python3.12 python3.11,\
 	$(shell $(v) -c 'import sys; print("$(v)" if sys.version_info >= (3, 11) else "")' 2>/dev/null)))
 
-CHECK_PYTHON = @test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed; install it, or name it: make PYTHON=/path/to/python" >&2; exit 1; }
+define CHECK_PYTHON
+@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed; install it, or name it: make PYTHON=/path/to/python" >&2; exit 1; }
+@$(PYTHON) -c 'import venv; from ensurepip import version' 2>/dev/null || \
+	{ echo "$(PYTHON) lacks the modules venv and ensurepip; on Debian and Ubuntu they are in the package python3-venv" >&2; exit 1; }
+endef
 
 .PHONY: help demo test security lint unit trainer integration matrix prometheus chart images lock-cpu e2e cluster demo-cluster generate assets assets-lm lock audit bench clean
 
@@ -93,7 +97,7 @@ assets-lm: $(VENV)/ready ## besides them a small chat model and chats, for text 
 
 bench: $(VENV)/ready assets assets-lm ## the figures under benchmarks/results; hours
 	for name in adapter_vs_full adapters prompt_tuning distillation forgetting extraction generation; do \
-		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit; done
+		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py --again || exit; done
 	$(BIN)/python benchmarks/packing.py
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/plan_speed.py

@@ -14,7 +14,7 @@ import yaml
 
 from finetune_api.base import Contract, Rule, models_in
 from finetune_api.v1alpha1 import GROUP, KIND, PLURAL, VERSION, FineTuneJob, FineTuneJobSpec
-from finetune_api.v1alpha1.job import ObjectMeta
+from finetune_api.v1alpha1.metadata import ObjectMeta
 from finetune_api.v1alpha1.status import FineTuneJobStatus
 
 Schema = dict[str, Any]

@@ -13,6 +13,7 @@ import yaml
 _MOST_VALUES = 100_000
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _OLD_OCTAL = re.compile(r"[-+]?0[0-7]+")
+_BLANKS, _LINE_BREAKS = " \t", "\r\n\x85\u2028\u2029"
 _TRUE, _FALSE = ("y", "yes", "true", "on"), ("n", "no", "false", "off")
 
 
@@ -49,13 +50,33 @@ def write_document(content: Any) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the scalars of kubectl: no dates, no base 60, `2e-4` is a number; and JSON's types only."""
+    """SafeLoader with the scalars of kubectl: no dates, no base 60, `2e-4` is a number; and JSON's types only.
+
+    A tab separates words as a space does, but does not indent.
+    """
 
     yaml_constructors: ClassVar[Any] = {
         tag: construct
         for tag, construct in yaml.SafeLoader.yaml_constructors.items()
         if tag in (None, *(f"tag:yaml.org,2002:{name}" for name in ("null", "seq", "map")))
     }
+
+    def scan_to_next_token(self) -> None:
+        """Pass over what separates tokens; a tab at the beginning of a line is left, and refused."""
+        while self.peek() in _BLANKS and (self.peek() == " " or self.flow_level or not self.allow_simple_key):
+            self.forward()
+        super().scan_to_next_token()
+
+    def scan_plain_spaces(self, indent: int, start_mark: yaml.Mark) -> Any:
+        """What stands between two words of a text without quotes, if they are of one text."""
+        length = 0
+        while self.peek(length) in _BLANKS:
+            length += 1
+        blanks = self.prefix(length)
+        self.forward(length)
+        if self.peek() in _LINE_BREAKS:
+            return super().scan_plain_spaces(indent, start_mark)
+        return [blanks] if blanks else []
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -82,10 +103,13 @@ def _construct_number(loader: _Loader, node: yaml.ScalarNode) -> int | float | s
     if text.lower().lstrip("+-") in (".inf", ".nan"):
         raise yaml.MarkedYAMLError(problem=f"{node.value} is not a JSON number", problem_mark=node.start_mark)
     try:
-        return int(text, 8 if _OLD_OCTAL.fullmatch(text) else 0)
+        number = int(text, 8 if _OLD_OCTAL.fullmatch(text) else 0)
+        if -(2**63) <= number < 2**64:
+            return number if number < 2**63 else float(number)
     except ValueError:
-        if _FLOAT.fullmatch(text) and math.isfinite(number := float(text)):
-            return number
+        pass
+    if _FLOAT.fullmatch(text) and math.isfinite(float(text)):
+        return float(text)
     return str(node.value)
 
 

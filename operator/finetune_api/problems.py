@@ -16,6 +16,7 @@ from finetune_api.base import Contract, models_in
 from finetune_api.v1alpha1 import FineTuneJob
 
 UNKNOWN_FIELD = "unknown field"
+_NAME_NEEDED = "only `kubectl create` makes a name of generateName; without a cluster a run goes on under its name"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,8 @@ def _problem(details: ErrorDetails) -> Problem:
         case "extra_forbidden":
             return Problem(field, UNKNOWN_FIELD, _nearest_field(location))
         case "missing":
-            return Problem(field, "required, but absent")
+            is_to_be_generated = field == "metadata.name" and "generateName" in value
+            return Problem(field, "required, but absent", _NAME_NEEDED if is_to_be_generated else "")
         case "rule":
             return Problem(field + context["field"] if field else context["field"].lstrip("."), context["message"])
         case "enum" | "literal_error":

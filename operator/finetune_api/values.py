@@ -123,12 +123,14 @@ class _Quantity:
         return {"x-kubernetes-int-or-string": True, "pattern": QUANTITY_PATTERN, "maxLength": 24, "minimum": 1}
 
 
+OBJECT_STORE = "s3://"
+"""What the URIs of object stores begin with."""
 _PARENT_SEGMENT = r"(^|/)\.\.(/|$)"
 NO_PARENT = 'must not contain ".." as a path segment'
 URI_SHAPES = {
     "hf://": (rf"^hf://(datasets/)?{_HUB_NAME}(/{_HUB_NAME})?$", "must be hf://owner/name or hf://datasets/owner/name"),
     "pvc://": (rf"^pvc://{_DNS_SUBDOMAIN}(/.*)?$", "must be pvc://claim/path"),
-    "s3://": (r"^s3://[a-z0-9][-a-z0-9.]+(/.*)?$", "must be s3://bucket/path"),
+    OBJECT_STORE: (r"^s3://[a-z0-9][-a-z0-9.]+(/.*)?$", "must be s3://bucket/path"),
     "https://": (r"^https://[^/@]+(/.*)?$", "must be https://host/path, without a user or password"),
 }
 

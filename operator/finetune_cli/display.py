@@ -6,14 +6,16 @@ import time
 from typing import Any, Protocol, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
+from rich.text import Text
 
 from finetune_api.problems import printable
 from finetune_api.v1alpha1.status import Progress
 from finetune_cli.text import say
 
 _PLAIN_INTERVAL_SECONDS = 5.0
+_WIDE = 100
 
 
 class Display(Protocol):
@@ -66,16 +68,29 @@ class Board:
 
 def _make_bar(console: Console) -> Bar:
     return Bar(
-        TextColumn("[bold]{task.description}"),
-        TextColumn("{task.fields[state]}", markup=False),  # a cluster's words, which may hold brackets
+        _Words("description", style="bold"),
+        _Words("state"),
         BarColumn(),
         TextColumn("{task.fields[steps]}", justify="right"),
         TextColumn("loss {task.fields[loss]}"),
         TextColumn("{task.fields[evaluation]}"),
         TextColumn("ETA {task.fields[eta]}"),
-        TimeElapsedColumn(),
+        *([TimeElapsedColumn()] if console.width >= _WIDE else []),
         console=console,
     )
+
+
+class _Words(ProgressColumn):
+    """A job's name, or a cluster's words. Where the screen is narrow they are cut, and the figures stay whole."""
+
+    def __init__(self, field: str, style: str = "") -> None:
+        super().__init__()
+        self._field = field
+        self._style = style
+
+    def render(self, task: Task) -> Text:
+        words = task.description if self._field == "description" else task.fields[self._field]
+        return Text(words, style=self._style, no_wrap=True, overflow="ellipsis")
 
 
 class _BarDisplay:

@@ -15,6 +15,7 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.run import Run, Termination
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_api.v1alpha1.status import Result
+from finetune_api.values import OBJECT_STORE
 from finetune_operator.plan.names import claim_of
 from finetune_trainer import storage
 from finetune_trainer.errors import TrainerError
@@ -70,7 +71,7 @@ class Placed:
     def output(self) -> Path | None:
         """The directory that the model goes to; None when it goes into an object store."""
         uri = self.run.spec.output.uri
-        return None if uri.startswith("s3://") else self.run.local_path(uri)
+        return None if uri.startswith(OBJECT_STORE) else self.run.local_path(uri)
 
     def termination(self) -> Termination | None:
         """The trainer's last word, if it could say one."""

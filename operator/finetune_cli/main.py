@@ -9,8 +9,10 @@ from pathlib import Path
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.manifest import ManifestInvalid
+from finetune_api.problems import printable
+from finetune_cli.extras import lack_of
 from finetune_cli.local import LocalRefused
-from finetune_cli.volumes import parse_volume
+from finetune_cli.volumes import directory_of, parse_volume
 
 _EPILOG = "Exit codes are listed in docs/exit-codes.md; 0 means that every job is Complete."
 
@@ -23,14 +25,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from finetune_cli.validate import validate
 
             return validate(options.manifests)
+        if lack := lack_of(("rich", "prometheus_client"), "cli,trainer"):
+            raise LocalRefused(lack, ExitCode.INTERNAL_ERROR)
         from finetune_cli.run import run
 
         return run(options)
     except ManifestInvalid as error:
-        print(error, file=sys.stderr)
+        print("\n".join(map(printable, error.problems)), file=sys.stderr)
         return ExitCode.SPEC_INVALID
     except LocalRefused as error:
-        print(f"finetune: {error}", file=sys.stderr)
+        print(printable(f"finetune: {error}"), file=sys.stderr)
         return error.code
     except KeyboardInterrupt:  # before a job could have started
         return ExitCode.STOPPED
@@ -66,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         help="where pvc://CLAIM/... is on this machine; made if jobs only write there",
     )
     run.add_argument(
-        "--work-dir", type=Path, default=Path(".finetune"), metavar="DIRECTORY",
+        "--work-dir", type=directory_of, default=Path(".finetune"), metavar="DIRECTORY",
         help="checkpoints and logs, in a folder a job (default: %(default)s)",
     )  # fmt: skip
     run.add_argument(

@@ -10,7 +10,8 @@ from typing import Self
 from prometheus_client import CollectorRegistry, start_http_server
 
 from finetune_cli.local import WRONG_COMMAND_LINE, LocalRefused
-from finetune_operator.metrics.jobs import JobCollector, JobSample
+from finetune_operator.metrics.figures import JobSample
+from finetune_operator.metrics.jobs import JobCollector
 
 _ADDRESS = "127.0.0.1"
 

@@ -9,13 +9,15 @@ from rich.console import Console
 from rich.table import Table
 
 from finetune_api.v1alpha1.status import Result
+from finetune_cli.display import number
 from finetune_cli.local import Placed
+from finetune_cli.text import add_row
 
 _ROWS: tuple[tuple[str, Callable[[Placed, Result], str]], ...] = (
     ("metric", lambda placed, result: result.metric),
-    ("without a model", lambda placed, result: _number(result.baseline)),
-    ("before", lambda placed, result: _number(result.before.get(result.metric))),
-    ("after", lambda placed, result: _number(result.after.get(result.metric))),
+    ("without a model", lambda placed, result: number(result.baseline)),
+    ("before", lambda placed, result: number(result.before.get(result.metric))),
+    ("after", lambda placed, result: number(result.after.get(result.metric))),
     ("trained parameters", lambda placed, result: f"{result.trainable_parameters:,}"),
     ("share of all", lambda placed, result: f"{result.trainable_parameters / result.total_parameters:.2%}"),
     ("steps", lambda placed, result: f"{result.steps}{' (stopped early)' if result.stopped_early else ''}"),
@@ -30,16 +32,12 @@ def print_results(console: Console, results: Sequence[tuple[Placed, str, Result]
     table.add_column("")
     for placed, _, _ in results:
         table.add_column(placed.run.name, overflow="fold")
-    table.add_row("strategy", *(strategy for _, strategy, _ in results))
+    add_row(table, "strategy", *(strategy for _, strategy, _ in results))
     for label, value_of in _ROWS:
-        table.add_row(label, *(value_of(placed, result) for placed, _, result in results))
+        add_row(table, label, *(value_of(placed, result) for placed, _, result in results))
     console.print(table)
 
 
 def _from_here(path: Path) -> str:
     """The path as it is typed from the current directory."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

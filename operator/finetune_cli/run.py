@@ -17,15 +17,16 @@ from finetune_cli.metrics import MetricsServer
 from finetune_cli.placing import place_all
 from finetune_cli.report import print_results
 from finetune_cli.stop import StopRequest
-from finetune_cli.text import lasting
+from finetune_cli.streams import lasting
+from finetune_cli.text import make_console, say
 from finetune_cli.trainer import Trainer
-from finetune_operator.metrics.jobs import JobSample
+from finetune_operator.metrics.figures import JobSample, figures_of
 
 _STOPPING = (
     "stopping: a checkpoint is saved after this step, or the export is finished; press Ctrl-C again to end at once"
 )
 _LOG_LINES = 15
-_PLAIN_WIDTH = 160  # without a terminal the width is unknown, and a path cut in two could not be copied
+_KILLED = 128 + signal.SIGKILL
 
 
 class LocalJob:
@@ -48,7 +49,7 @@ class LocalJob:
         run = self.placed.run
         return JobSample(
             run.namespace, run.name, run.spec.task, self.strategy, run.spec.model.uri,
-            self.phase, self.progress, self.result,
+            self.phase, figures_of(self.progress, self.result),
         )  # fmt: skip
 
 
@@ -56,16 +57,13 @@ def run(options: argparse.Namespace) -> int:
     """Run every job of the manifests until one does not end Complete; returns its exit code, or 0."""
     stop = StopRequest()
     with stop.heard():
-        output = lasting(sys.stdout)
-        console = Console(file=output)
-        if not console.is_terminal:
-            console = Console(file=output, width=_PLAIN_WIDTH)
+        console = make_console(lasting(sys.stdout))
         jobs: list[LocalJob] = []
         with MetricsServer(options.metrics_port, lambda: [job.sample() for job in jobs]) as metrics:
             placed = place_all(options.manifests, dict(options.volume), options.work_dir, options.fresh)
             jobs += map(LocalJob, placed)
             busy = f" (port {options.metrics_port} is in use)" if metrics.moved else ""
-            _say(console, f"metrics: {metrics.url}{busy}")
+            say(console, f"metrics: {metrics.url}{busy}")
             code: int = ExitCode.COMPLETE
             for job in jobs:
                 code = _run_job(job, stop, console)
@@ -81,19 +79,19 @@ def _run_job(job: LocalJob, stop: StopRequest, console: Console) -> int:
     placed = job.placed
     name = placed.run.name
     if placed.run.spec.suspend:
-        _say(console, f"{name}: not run, because spec.suspend is true")
+        say(console, f"{name}: not run, because spec.suspend is true")
         job.phase = Phase.SUSPENDED
         return ExitCode.STOPPED
     result = placed.result()
     if result is not None and placed.has_model(result):
-        _say(console, f"{name}: is Complete already; --fresh runs it again")
+        say(console, f"{name}: is Complete already; --fresh runs it again")
     elif stop.is_set:
-        _say(console, f"{name}: not started, because a stop was asked for")
+        say(console, f"{name}: not started, because a stop was asked for")
         return ExitCode.STOPPED
     else:
         if result is not None:
             where = placed.output or placed.run.spec.output.uri
-            _say(console, f"{name}: its model is not in {where} (any more); it goes on from its last checkpoint")
+            say(console, f"{name}: its model is not in {where} (any more); it goes on from its last checkpoint")
         code = _train(job, stop, console)
         if code != ExitCode.COMPLETE:
             job.phase = Phase.SUSPENDED if code == ExitCode.STOPPED else Phase.FAILED
@@ -112,7 +110,7 @@ def _train(job: LocalJob, stop: StopRequest, console: Console) -> int:
     try:
         trainer = Trainer(job.placed)
     except LocalRefused as error:
-        _say(console, f"{run.name}: {error}")
+        say(console, f"{run.name}: {error}")
         return error.code
     with trainer, display, stop.passed_to(trainer):
         for event in trainer.events():
@@ -122,8 +120,11 @@ def _train(job: LocalJob, stop: StopRequest, console: Console) -> int:
                 _show(event, job, display)
         code = trainer.wait()
     code = 128 - code if code < 0 else code
+    if code == _KILLED and stop.has_killed:
+        say(console, f"{run.name}: ended at once, as asked; the same command goes on from the last checkpoint")
+        return ExitCode.STOPPED
     if code != ExitCode.COMPLETE:
-        _explain(job, code, console)
+        explain(job, code, console)
     return code
 
 
@@ -138,27 +139,23 @@ def _show(event: dict[str, Any], job: LocalJob, display: Display) -> None:
             display.progress(job.progress)
 
 
-def _explain(job: LocalJob, code: int, console: Console) -> None:
+def explain(job: LocalJob, code: int, console: Console) -> None:
     """Say why a job did not end Complete, and what to do."""
     placed = job.placed
     termination = placed.termination()
     if termination is not None:
         hint = f"\n  {termination.hint}" if termination.hint else ""
-        _say(console, f"{placed.run.name}: {termination.reason} (exit code {code}): {termination.message}{hint}")
+        say(console, f"{placed.run.name}: {termination.reason} (exit code {code}): {termination.message}{hint}")
         if termination.exit_code != ExitCode.INTERNAL_ERROR:
             return
     elif code == ExitCode.STOPPED:
-        _say(console, f"{placed.run.name}: stopped before it could train")
+        say(console, f"{placed.run.name}: stopped before it could train")
         return
     else:
         by_signal = f"killed by {signal.Signals(code - 128).name}" if code > 128 else f"exit code {code}"
-        memory = "; most often memory ran out" if code == 128 + signal.SIGKILL else ""
-        _say(console, f"{placed.run.name}: the trainer ended without a last word ({by_signal}{memory})")
-    _say(console, f"  the log is {placed.log_file}; its end:")
+        memory = "; most often memory ran out" if code == _KILLED else ""
+        say(console, f"{placed.run.name}: the trainer ended without a last word ({by_signal}{memory})")
+    say(console, f"  the log is {placed.log_file}; its end:")
     log = placed.log_file.read_text(encoding="utf-8", errors="replace") if placed.log_file.is_file() else ""
     for line in log.splitlines()[-_LOG_LINES:]:
-        _say(console, f"  | {line}")
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(console, f"  | {line}")

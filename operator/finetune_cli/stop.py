@@ -15,6 +15,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.is_set = False
+        self.has_killed = False
         self._trainer: Trainer | None = None
         self._is_urgent = False
         self._is_told = False
@@ -54,6 +55,7 @@ class StopRequest:
         self._is_urgent = self._is_urgent or number != signal.SIGHUP
         if self._trainer is not None:
             if is_again and number != signal.SIGHUP:
+                self.has_killed = True
                 self._trainer.kill()
             else:
                 self._trainer.stop()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -13,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
+from finetune_api.exit_codes import ExitCode
+from finetune_cli.extras import lack_of
 from finetune_cli.local import LocalRefused, Placed, writing_to
 from finetune_trainer.hold import only_trainer_in
 
@@ -24,11 +25,8 @@ class Trainer:
     """One trainer process."""
 
     def __init__(self, placed: Placed) -> None:
-        missing = [name for name in _REQUIRED if importlib.util.find_spec(name) is None]
-        if missing:
-            raise LocalRefused(
-                f"training needs {', '.join(missing)}; install them: pip install 'finetune-operator[trainer]'"
-            )
+        if lack := lack_of(_REQUIRED, "cli,trainer"):
+            raise LocalRefused(f"training {lack}", ExitCode.INTERNAL_ERROR)
         with writing_to(placed.directory):
             with only_trainer_in(placed.directory):  # before the last word of another is lost
                 placed.termination_file.unlink(missing_ok=True)

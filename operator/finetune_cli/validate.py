@@ -8,16 +8,19 @@ from pathlib import Path
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.manifest import ManifestInvalid, load_jobs
+from finetune_api.problems import printable
+from finetune_cli.streams import lasting
 
 
 def validate(manifests: Sequence[Path]) -> int:
-    """Check every manifest; problems go to stderr, one a line."""
+    """Check every manifest; problems go to stderr, one a line. The exit code tells even if nobody reads."""
     code = ExitCode.COMPLETE
+    output, errors = lasting(sys.stdout), lasting(sys.stderr)
     for path in manifests:
         try:
             for job in load_jobs(path):
-                print(f"{path}: {job.kind} {job.metadata.name} is valid")
+                print(printable(f"{path}: {job.kind} {job.metadata.name} is valid"), file=output, flush=True)
         except ManifestInvalid as error:
-            print(error, file=sys.stderr)
+            print("\n".join(map(printable, error.problems)), file=errors, flush=True)
             code = ExitCode.SPEC_INVALID
     return code

@@ -16,7 +16,15 @@ def parse_volume(option: str) -> tuple[str, Path]:
     claim, equals, directory = option.partition("=")
     if not (claim and equals and directory):
         raise argparse.ArgumentTypeError(f"{option!r}: write it as CLAIM=DIRECTORY")
-    return claim, Path(directory)
+    return claim, directory_of(directory)
+
+
+def directory_of(option: str) -> Path:
+    """The directory that an option names; the shell leaves the ~ of --work-dir=~/x as it is."""
+    try:
+        return Path(option).expanduser() if option.startswith("~") else Path(option)
+    except RuntimeError:  # a ~ of nobody's
+        raise argparse.ArgumentTypeError(f"{option!r}: there is no such home directory") from None
 
 
 def new_volumes(volumes: Mapping[str, Path], jobs: Iterable[FineTuneJob]) -> list[Path]:

@@ -50,7 +50,24 @@ def test_no_trainer_is_left_behind_on_a_second_ctrl_c(bench: Bench) -> None:
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
-    assert process.returncode in (137, 143)  # the first may have been served before the second came
+    assert process.returncode == 143
+    assert has_ended(trainer)
+
+
+def test_a_second_ctrl_c_is_told_as_what_it_was(bench: Bench) -> None:
+    process = bench.start()
+    assert process.stdout is not None
+    wait_for(lambda: bench.events("progress"))
+    trainer = trainer_of(process)
+    os.kill(trainer, signal.SIGSTOP)  # so that the first cannot be served before the second comes
+    process.send_signal(signal.SIGINT)
+    while "press Ctrl-C again" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    assert "tiny: ended at once, as asked; the same command goes on from the last checkpoint" in output
+    assert "memory" not in output
     assert has_ended(trainer)
 
 

@@ -52,6 +52,10 @@ second: 2
         ("0x1F", 31),
         ("017", 15),
         ("1e400", "1e400"),
+        ("0xFFFFFFFFFFFFFFFF", 2.0**64),
+        ("0x10000000000000000", "0x10000000000000000"),
+        ("0x" + "f" * 5000, "0x" + "f" * 5000),
+        ("18446744073709551616", 2.0**64),
         ("1:30", "1:30"),
         ("2026-01-01", "2026-01-01"),
         ("yes", True),
@@ -93,6 +97,9 @@ def test_scalars_are_read_as_kubectl_reads_them(word: str, value: Any) -> None:
         ("a: b: c", "mapping values are not allowed here"),
         ("a: *nowhere", "found undefined alias"),
         ("\ta: b", "found character '\\t' that cannot start any token"),
+        ("a: b\n\tc: d", "found character '\\t' that cannot start any token"),
+        ("a:\n\t- b", "found character '\\t' that cannot start any token"),
+        ("-\ta", "found character '\\t' that cannot start any token"),
     ],
 )
 def test_what_is_no_json_value_is_refused_at_its_line(text: str, problem: str) -> None:
@@ -118,6 +125,19 @@ def test_bottomless_nesting_is_an_error() -> None:
 def test_plain_aliases_and_merges_are_followed() -> None:
     text = "base: &base {a: 1, b: 2}\nsame: *base\nmerged: {<<: *base, b: 3}"
     assert contents(text) == [{"base": {"a": 1, "b": 2}, "same": {"a": 1, "b": 2}, "merged": {"a": 1, "b": 3}}]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["key: a b\t# comment", "key: a b\t \t", "key:\ta b", "key\t: a b", '"key": "a b"\t# comment', "{key:\ta b\t}\t",
+     "key:\t\n  a b", "key: a\t\n  b", "# comment\nkey: &x\ta b\n# another\t"],
+)  # fmt: skip
+def test_tabs_between_words_are_spaces(text: str) -> None:
+    assert contents(text) == [{"key": "a b"}]
+
+
+def test_tabs_within_words_stay() -> None:
+    assert contents("a: b\tc\nd: 'e\tf'\ng: |\n  h\ti") == [{"a": "b\tc", "d": "e\tf", "g": "h\ti"}]
 
 
 def test_json_may_be_indented_by_tabs() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from finetune_api.documents import read_documents, write_document
-from finetune_cli.main import main
+from finetune_cli.main import main, parse
 
 SAMPLES = Path(__file__).resolve().parents[2] / "manifests" / "samples"
 
@@ -34,6 +37,32 @@ def test_all_files_are_checked_even_after_a_bad_one(tmp_path: Path, capsys: pyte
     assert "is valid" in captured.out
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(("text", "code"), [("", 0), ("bogus: 1\n", 10)])
+def test_the_exit_code_tells_even_if_nothing_can_be_written(
+    tmp_path: Path, text: str, code: int, unbuffered: str
+) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text((SAMPLES / "sentiment-full.yaml").read_text() + text)
+    command = [sys.executable, "-m", "finetune_cli.main", "validate", str(path)]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with Path("/dev/full").open("w") as full, os.fdopen(writer, "w") as gone:
+        for nowhere in (full, gone):
+            done = subprocess.run(
+                command, stdout=nowhere, stderr=nowhere, env=os.environ | {"PYTHONUNBUFFERED": unbuffered}, check=False
+            )
+            assert done.returncode == code
+
+
+def test_a_number_of_any_length_is_refused_by_field(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "job.yaml"
+    text = (SAMPLES / "sentiment-full.yaml").read_text()
+    path.write_text(text.replace("epochs: 3", f"epochs: 3\n    seed: 0x{'f' * 5000}"))
+    assert main(["validate", str(path)]) == 10
+    assert 'spec.training.seed: "0xfffff' in capsys.readouterr().err
+
+
 def test_a_command_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([])
@@ -50,6 +79,8 @@ def test_a_command_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
         (["--volume", "tickets"], "argument --volume: 'tickets': write it as CLAIM=DIRECTORY"),
         (["--volume", "=data"], "'=data': write it as CLAIM=DIRECTORY"),
         (["--volume", "tickets="], "'tickets=': write it as CLAIM=DIRECTORY"),
+        (["--volume", "tickets=~nobody-here/x"], "'~nobody-here/x': there is no such home directory"),
+        (["--work-dir", "~nobody-here"], "argument --work-dir: '~nobody-here': there is no such home directory"),
         (["--volume", "a=x", "--volume", "a=y"], "argument --volume: the claim 'a' is given twice"),
     ],
 )
@@ -58,6 +89,13 @@ def test_a_wrong_command_line_ends_with_2(options: list[str], message: str, caps
         main(["run", "job.yaml", *options])
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_home_directory_is_found_where_the_shell_does_not_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    options = parse(["run", "job.yaml", "--work-dir=~/runs", "--volume=models=~/models", "--volume=data=./~"])
+    assert options.work_dir == Path("/home/somebody/runs")
+    assert options.volume == [("models", Path("/home/somebody/models")), ("data", Path("~"))]
 
 
 def test_a_list_as_kubectl_prints_it_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

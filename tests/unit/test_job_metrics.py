@@ -13,7 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from finetune_api.v1alpha1.status import CheckpointStatus, Phase, Progress
 from finetune_cli.metrics import MetricsServer
-from finetune_operator.metrics.jobs import JobCollector, JobSample
+from finetune_operator.metrics.figures import JobSample, figures_of
+from finetune_operator.metrics.jobs import JobCollector
 
 NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
 RUNNING = JobSample(
@@ -23,15 +24,18 @@ RUNNING = JobSample(
     strategy="Bottleneck",
     model="hf://org/model",
     phase=Phase.RUNNING,
-    progress=Progress(
-        step=25,
-        total_steps=100,
-        percent=25,
-        loss=0.5,
-        learning_rate=1e-3,
-        eta_seconds=60,
-        evaluation={"accuracy": 0.9, "loss": 0.3},
-        last_checkpoint=CheckpointStatus(step=20, time=NOW - timedelta(seconds=30)),
+    figures=figures_of(
+        Progress(
+            step=25,
+            total_steps=100,
+            percent=25,
+            loss=0.5,
+            learning_rate=1e-3,
+            eta_seconds=60,
+            evaluation={"accuracy": 0.9, "loss": 0.3},
+            last_checkpoint=CheckpointStatus(step=20, time=NOW - timedelta(seconds=30)),
+        ),
+        None,
     ),
 )
 WAITING = JobSample("team-b", "later", "TextClassification", "Full", "pvc://models/m", Phase.PENDING)

@@ -19,12 +19,13 @@ from prometheus_client.registry import Collector
 from finetune_api.v1alpha1.status import Phase, Progress
 from finetune_operator.host.http import health_routes, make_app, metrics_routes
 from finetune_operator.metrics.exposition import expose
-from finetune_operator.metrics.jobs import JobCollector, JobSample
+from finetune_operator.metrics.figures import JobSample, figures_of
+from finetune_operator.metrics.jobs import JobCollector
 from finetune_operator.metrics.operator import OperatorMetrics
 
 Client = TestClient[web.Request, web.Application]
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-PROGRESS = Progress(step=5, total_steps=10, percent=50, loss=0.5)
+FIGURES = figures_of(Progress(step=5, total_steps=10, percent=50, loss=0.5), None)
 ACCEPTED = [
     "",
     "text/plain",
@@ -40,7 +41,7 @@ ACCEPTED = [
 def jobs(count: int) -> list[JobSample]:
     model = 'hf://a/"b"\\\n# EOF\n'
     return [
-        JobSample("team-a", f"job-{number}", "TextClassification", "Full", model, Phase.RUNNING, PROGRESS)
+        JobSample("team-a", f"job-{number}", "TextClassification", "Full", model, Phase.RUNNING, FIGURES)
         for number in range(count)
     ]
 

@@ -11,7 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from finetune_api.v1alpha1.status import Phase, Progress
 from finetune_operator.engine.store import Store
-from finetune_operator.metrics.jobs import Figures, JobCollector, figures_of
+from finetune_operator.metrics.figures import Figures, figures_of
+from finetune_operator.metrics.jobs import JobCollector
 from plan_builders import JOB_UID, KEY, NOW, make_job, make_progress
 from status_samples import full_status
 
@@ -107,9 +108,8 @@ def test_a_trainer_cannot_make_series_by_inventing_names() -> None:
 def test_what_is_not_known_has_no_figure() -> None:
     nothing = figures_of(None, None)
     assert nothing == Figures()
-    assert (nothing.gauges, nothing.evaluation, nothing.forgetting) == ((), (), ())
     planless = figures_of(Progress(step=0, total_steps=0, percent=0), None)
-    assert planless.gauges[0] is None  # no share of nothing
+    assert (planless.steps_done, planless.progress_ratio) == (0, None)  # no share of nothing
 
 
 def test_the_figures_of_an_ended_job_are_small() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from finetune_api.exit_codes import ExitCode
+from finetune_api.measures import on_retention
 from finetune_api.v1alpha1.training import Metric
 from finetune_operator.plan.plan import SPEC_INVALID
 
@@ -16,6 +17,7 @@ REASONS = frozenset(
         "ContainerNotStarted",
         "DeadlineExceeded",
         "JobFailed",
+        "OtherContainerFailed",
         "PodFailurePolicy",
         "Preempted",
         "RejectedByNode",
@@ -35,11 +37,8 @@ EVALUATIONS = frozenset(
 )
 """Evaluation metrics that have a series: the contract's, and those that Hugging Face's `evaluate` and TRL name so."""
 
-RETENTIONS = {f"retention{metric.value[0].upper()}{metric.value[1:]}": metric.value for metric in Metric}
+RETENTIONS = {on_retention(metric): metric.value for metric in Metric}
 """Names of evaluations on the retention rows, and the metric that each is."""
-
-DIVERGENCE = "klToBase"
-"""Name of the evaluation that is the divergence from what the model predicted before training."""
 
 LOSS_TERMS = frozenset(
     {
