@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +21,9 @@ from finetune_api.run import Run
 from finetune_trainer.adapters.modeling_adapters import AdaptedLinear, BottleneckAdapter, LowRankAdapter, ScalingAdapter
 from finetune_trainer.storage import MANIFEST
 from trainer import processes
-from trainer.adapted import TEXTS, TYPES, adapter_run, in_memory, load, outputs
+from trainer.adapted import TYPES, adapter_run, in_memory, load, outputs
+from trainer.loading_lines import lines_of, loaded_by_a_user
 from trainer.runs import checkpoints, complete, end_state, finish, make_loop, notes, output
-from trainer.test_export import USER
 from trainer.tiny import make_model
 from trainer.tiny_lm import make_lm
 
@@ -433,16 +430,8 @@ def test_a_user_has_both_in_a_fresh_process(firsts: Firsts, tmp_path: Path) -> N
     below = firsts.run(CLASSIFY, "lora")
     run = stacked(tmp_path, CLASSIFY, "houlsby", firsts.bases["encoder"], below)
     complete(run)
-    card = (output(run) / "README.md").read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
-    script, answer = tmp_path / "user.py", tmp_path / "logits.safetensors"
-    script.write_text(USER.format(card=f"{card}\nmodel.set_active('first')"), encoding="utf-8")
-    subprocess.run(
-        [sys.executable, "-P", str(script), str(output(run)), json.dumps(TEXTS), str(answer)],
-        check=True,
-        cwd=tmp_path,
-        env=os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")},
-    )
-    assert torch.equal(load_file(answer)["logits"], outputs(load(below), below))
+    logits, _ = loaded_by_a_user(f"{lines_of(run)}\nmodel.set_active('first')", tmp_path)
+    assert torch.equal(logits, outputs(load(below), below))
 
 
 @pytest.mark.slow

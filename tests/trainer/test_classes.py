@@ -22,6 +22,7 @@ from finetune_trainer.heads import draw_anew, pretrained_output
 from finetune_trainer.models import load_model, load_tokenizer
 from finetune_trainer.tasks.classes import known_as
 from trainer.extraction import tagged_rows, tagging_run
+from trainer.loading_lines import names_left
 from trainer.runs import complete, events, make_loop, notes, output
 from trainer.tiny import FULL, HOULSBY, KINDS, LORA, make_model, make_rows, make_run, write_rows
 
@@ -164,7 +165,9 @@ class TestTexts:
     @pytest.mark.slow
     def test_a_peft_adapter_on_a_head_of_another_size_comes_back(self, tiny_bert: Path, tmp_path: Path) -> None:
         model = with_classes(tmp_path / "model", tiny_bert, ["a", "b", "c"])
-        complete(make_run(tmp_path / "run", model, LORA, training={"maxSteps": 2}))
+        run = make_run(tmp_path / "run", model, LORA, training={"maxSteps": 2})
+        complete(run)
+        assert names_left(run)["model"].config.num_labels == 2
 
 
 class TestTags:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM
+from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -16,6 +16,7 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.run import Run
 from finetune_trainer.loop import TrainingLoop
 from trainer.extraction import asking_run, tagging_run
+from trainer.loading_lines import names_left
 from trainer.runs import complete, finish, make_loop, output
 from trainer.test_prompt_tuning import TYPES, prompt
 from trainer.tiny import FULL, make_model, make_run
@@ -105,6 +106,7 @@ class TestInPeftsFormat:
         complete(run)
         assert set(load_file(output(run) / "adapter_model.safetensors")) == {"prompt_embeddings"}
         assert not (output(run) / "model.safetensors").exists()
+        assert isinstance(names_left(run)["model"], PeftModel)
 
     @pytest.mark.parametrize("kind", DECODERS)
     @pytest.mark.parametrize("prompt_type", TYPES)

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from finetune_api.v1alpha1.job import Task
+from finetune_api.loading import base_to_copy, lines_that_load
 from finetune_api.v1alpha1.status import Result
 from finetune_cli.display import duration, number
 from finetune_cli.kubectl.cluster import Cluster, ClusterProblem
 from finetune_cli.kubectl.facts import Facts
 from finetune_cli.text import add_row, say
-
-_MODEL_CLASSES = {
-    Task.TEXT_CLASSIFICATION: "AutoModelForSequenceClassification",
-    Task.TEXT_GENERATION: "AutoModelForCausalLM",
-    Task.TOKEN_CLASSIFICATION: "AutoModelForTokenClassification",
-    Task.QUESTION_ANSWERING: "AutoModelForQuestionAnswering",
-}
 
 
 def result(cluster: Cluster, namespace: str, name: str, console: Console) -> int:
@@ -74,65 +69,21 @@ def how_to_load(spec: Mapping[str, Any], uri: str) -> str:
     """Where the files are, and the lines of Python that load them."""
     scheme, _, rest = uri.partition("://")
     claim, _, path = rest.partition("/")
-    where = f'"/{path}"'.replace("//", "/")
-    place = {
-        "pvc": f"Mount the claim {claim} in a pod, say at /models; the model is the folder /models/{path}.\n",
-        "s3": f"Copy it: aws s3 cp --recursive {uri} tuned\n",
-        "hf": f"It is on the Hugging Face hub as {rest}.\n",
-    }.get(scheme, "")
-    directory = {"pvc": f'"/models/{path}"', "hf": f'"{rest}"', "file": where, "s3": '"tuned"'}.get(
-        scheme, f'"..."  # a copy of {uri}'
-    )
-    return (
-        f"{place}\n{_python(spec, directory)}\nIts README.md, the model card, says the same and what it was trained on."
-    )
+    place, directory = {
+        "pvc": (
+            f"Mount the claim {claim} in a pod, say at /models; the model is the folder /models/{path}.\n",
+            f"/models/{path}",
+        ),
+        "s3": (f"Copy it: aws s3 cp --recursive {shlex.quote(uri)} tuned\n", "tuned"),
+        "file": ("", rest),
+    }.get(scheme, (f"Copy {uri} to a directory, say tuned.\n", "tuned"))
+    given = f"directory = {_literal(directory)}\n"
+    if base := base_to_copy(spec):
+        given += f'base_directory = "..."  # a copy of {base}\n'
+    says_the_same = "Its README.md, the model card, says the same and what it was trained on."
+    return f"{place}\n{given}{lines_that_load(spec)}\n{says_the_same}"
 
 
-def _python(spec: Mapping[str, Any], directory: str) -> str:
-    task = spec.get("task")
-    model_class = _MODEL_CLASSES[Task(task)] if task in set(Task) else "AutoModel"
-    loader = _loader(spec)
-    lines = [f"  directory = {directory}"]
-    if loader == "peft":
-        lines = [
-            "  from peft import PeftConfig, PeftModel",
-            f"  from transformers import AutoConfig, AutoTokenizer, {model_class}",
-            *lines,
-            *_base(spec, model_class),
-            "      config=AutoConfig.from_pretrained(directory))",
-            "  model = PeftModel.from_pretrained(base, directory)",
-        ]
-    else:
-        trust = ", trust_remote_code=True)  # runs modeling_*.py of the directory" if loader == "remote-code" else ")"
-        lines = [
-            f"  from transformers import AutoTokenizer, {model_class}",
-            *lines,
-            f"  model = {model_class}.from_pretrained(directory{trust}",
-        ]
-    return "\n".join([*lines, "  tokenizer = AutoTokenizer.from_pretrained(directory)\n"])
-
-
-def _base(spec: Mapping[str, Any], model_class: str) -> list[str]:
-    uri = spec.get("model", {}).get("uri", "")
-    if uri.startswith("s3://"):
-        return [
-            f'  base_directory = "..."  # a copy of {uri}',
-            f"  base = {model_class}.from_pretrained(base_directory,",
-        ]
-    return [
-        "  adapter = PeftConfig.from_pretrained(directory)",
-        f"  base = {model_class}.from_pretrained(adapter.base_model_name_or_path, revision=adapter.revision,",
-    ]
-
-
-def _loader(spec: Mapping[str, Any]) -> str:
-    """How the trainer saves this strategy's models."""
-    strategy: Mapping[str, Any] = spec.get("strategy", {})
-    adapter = strategy.get("adapter")
-    if adapter is not None:
-        if adapter.get("type") == "Bottleneck" or adapter.get("stackOn"):
-            return "remote-code"
-        return "transformers" if adapter.get("merge") else "peft"
-    if "promptTuning" in strategy:
-        return "peft" if spec.get("task") == Task.TEXT_GENERATION else "remote-code"
-    return "transformers"
+def _literal(text: str) -> str:
+    """A text as Python writes it; what no screen can show is escaped as everywhere, which means the same there."""
+    return json.dumps(text, ensure_ascii=False)

@@ -20,22 +20,22 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from finetune_api.exit_codes import ExitCode
+from finetune_api.loading import FINETUNE, MODEL_CLASSES
+from finetune_api.v1alpha1.job import Task
 from finetune_trainer import storage, weights
 from finetune_trainer.adapters.modeling_adapters import AdaptedConfig
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models import Loaded, body_prefix
 
-FINETUNE = "finetune"
-"""The key of config.json beside peft's files: the adapter's `name`, the `base_digest` of what it was trained on, the
-`quantization` of that if there was one, and peft's `task_type`, which peft's own file does not tell for answers.
-"""
 _CONFIG, _PEFT_CONFIG, _PEFT_WEIGHTS = "config.json", "adapter_config.json", f"adapter_model{weights.SUFFIX}"
-_AUTO_CLASSES = {
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "TOKEN_CLS": "AutoModelForTokenClassification",
-    "QUESTION_ANS": "AutoModelForQuestionAnswering",
-    "CAUSAL_LM": "AutoModelForCausalLM",
+TASK_TYPES = {
+    Task.TEXT_CLASSIFICATION: "SEQ_CLS",
+    Task.TOKEN_CLASSIFICATION: "TOKEN_CLS",
+    Task.QUESTION_ANSWERING: "QUESTION_ANS",
+    Task.TEXT_GENERATION: "CAUSAL_LM",
 }
+"""Peft's words for the tasks."""
+_AUTO_CLASSES = {word: MODEL_CLASSES[task] for task, word in TASK_TYPES.items()}
 _PEFT_PARAMETERS = {
     ".lora_A.weight": "down.weight",
     ".lora_B.weight": "up.weight",

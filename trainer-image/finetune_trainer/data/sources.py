@@ -12,6 +12,7 @@ from pathlib import Path
 from finetune_api.exit_codes import ExitCode
 from finetune_api.run import Run, UnresolvedUri
 from finetune_api.v1alpha1.sources import DataSource, ModelSource
+from finetune_api.values import OBJECT_STORE
 from finetune_trainer.data.formats import Row, read_file
 from finetune_trainer.errors import TrainerError
 
@@ -34,7 +35,7 @@ def model_directory(source: ModelSource, run: Run) -> Path:
 
 def model_name(source: ModelSource, directory: Path) -> str:
     """What a model is found by later: its name on the hub, its URI in a store, or the directory it was read from."""
-    if source.uri.startswith("s3://"):
+    if source.uri.startswith(OBJECT_STORE):
         return source.uri
     return source.uri.removeprefix("hf://") if source.uri.startswith("hf://") else str(directory.resolve())
 

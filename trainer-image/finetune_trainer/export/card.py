@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from finetune_api.documents import write_document
+from finetune_api.loading import lines_that_load, loader_of
 from finetune_api.problems import printable
 from finetune_api.run import Run
 from finetune_api.v1alpha1.job import Task
 from finetune_api.v1alpha1.sources import ModelSource
 from finetune_api.v1alpha1.status import Result, StrategyChoice
 from finetune_api.values import finite_or_none
-from finetune_trainer.strategies import Tuning
 from finetune_trainer.tasks import Task as TaskData
 
 _HUB = "hf://"
@@ -21,52 +21,18 @@ _PIPELINES = {
     Task.TOKEN_CLASSIFICATION: "token-classification",
     Task.QUESTION_ANSWERING: "question-answering",
 }
-_LOADING = {
-    "transformers": """from transformers import MODEL_CLASS, AutoTokenizer
-
-model = MODEL_CLASS.from_pretrained(directory)
-""",
-    "transformers-remote-code": """from transformers import MODEL_CLASS, AutoTokenizer
-
-# The new layers are in the file modeling_*.py beside the weights; loading runs that file.
-model = MODEL_CLASS.from_pretrained(directory, trust_remote_code=True)
-""",
-}
-_OF_PEFT = """from peft import {imports}
-from transformers import AutoConfig, {bits}MODEL_CLASS, AutoTokenizer
-
-# The directory holds what was trained and the config; the base model is loaded from {place}.
-{before}base = MODEL_CLASS.from_pretrained(
-    {arguments}
-)
-model = PeftModel.from_pretrained(base, directory)
-"""
-_IN_4_BITS = "# In 4 bits, as it was trained on; in others its answers are slightly different.\n"
-_OTHER_LABELS = (
-    "ignore_mismatched_sizes=True,  # of an output layer for other labels, in place of which the directory has its own"
-)
-
-_STACKED = """# An earlier adapter with its own head, as its job left it: model.set_active(one of model.adapter_names)
-"""
-
-_GENERATING = """
-from transformers import GenerationConfig
-
-# Where the texts that were learnt ended: model.generate(..., eos_token_id=ends)
-ends = GenerationConfig.from_pretrained(directory).eos_token_id
-"""
 
 
 def model_card(
-    run: Run, result: Result, task: TaskData, tuning: Tuning, difference: float, choice: StrategyChoice | None = None
+    run: Run, result: Result, task: TaskData, difference: float, choice: StrategyChoice | None = None
 ) -> str:
     """README.md of an exported model, in the form the Hugging Face hub reads.
 
     `choice` says why the run has its strategy, where strategy.auto chose it.
     """
-    spec = run.spec
+    spec, stored = run.spec, run.spec.to_json()
     header = _base_of_hub(spec.model) | {
-        "library_name": "peft" if tuning.loader == "peft" else "transformers",
+        "library_name": "peft" if loader_of(stored) == "peft" else "transformers",
         "pipeline_tag": _PIPELINES[spec.task],
         "tags": ["finetune-operator", spec.strategy.name.lower()],
     }
@@ -93,13 +59,11 @@ The base model is {_named(spec.model)}.
 
 ## Load it
 ```python
-{_loading(tuning, task.model_class, spec.model.uri)}tokenizer = AutoTokenizer.from_pretrained(directory)
-{_STACKED if spec.strategy.adapter and spec.strategy.adapter.stack_on else ""}\
-{_GENERATING if spec.task == Task.TEXT_GENERATION else ""}```
+{lines_that_load(stored)}```
 
 ## The job
 ```yaml
-{write_document(spec.to_json())}```
+{write_document(stored)}```
 """
 
 
@@ -112,34 +76,6 @@ def _named(model: ModelSource) -> str:
     """The base model in words."""
     revision = f", revision `{printable(model.revision)}`" if model.revision is not None else ""
     return f"`{printable(model.uri)}`{revision}"
-
-
-def _loading(tuning: Tuning, model_class: str, base_uri: str) -> str:
-    """The lines that load the model."""
-    lines = _lines_of_peft(tuning, base_uri) if tuning.loader == "peft" else _LOADING[tuning.loader]
-    return lines.replace("MODEL_CLASS", model_class)
-
-
-def _lines_of_peft(tuning: Tuning, base_uri: str) -> str:
-    """Those of a base model and what peft puts on it; a base model in an object store has to be copied first."""
-    imports, place = ["PeftConfig", "PeftModel"], "where it was"
-    before = "adapter = PeftConfig.from_pretrained(directory)\n"
-    base = ["adapter.base_model_name_or_path", "revision=adapter.revision"]
-    if base_uri.startswith("s3://"):
-        imports, place, before = ["PeftModel"], f"a copy of {printable(base_uri)}", ""
-        base = ["base_directory"]
-    arguments = [f"{each}," for each in (*base, "config=AutoConfig.from_pretrained(directory)")]
-    if tuning.base_settings is not None:
-        settings = "".join(f"    {name}={value!r},\n" for name, value in tuning.base_settings.items())
-        before += f"{_IN_4_BITS}bits = BitsAndBytesConfig(\n{settings})\n"
-        arguments.append("quantization_config=bits,")
-    return _OF_PEFT.format(
-        imports=", ".join(imports),
-        bits="" if tuning.base_settings is None else "BitsAndBytesConfig, ",
-        place=place,
-        before=before,
-        arguments="\n    ".join([*arguments, _OTHER_LABELS]),
-    )
 
 
 def _notes(result: Result, labels: Sequence[str], choice: StrategyChoice | None) -> str:

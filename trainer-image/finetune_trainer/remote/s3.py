@@ -18,11 +18,12 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from finetune_api.exit_codes import ExitCode
+from finetune_api.values import OBJECT_STORE
 from finetune_trainer import weights
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.stop import StopFlag
 
-SCHEME = "s3://"
+SCHEME = OBJECT_STORE
 _PART_BYTES = 16 * 2**20
 _NUM_FILES_AT_ONCE = 8
 _NUM_ATTEMPTS = 5

@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from finetune_api.exit_codes import ExitCode
+from finetune_api.loading import BASE_SETTINGS, FINETUNE
 from finetune_api.run import Run
-from finetune_api.v1alpha1.job import Task as TaskName
 from finetune_api.v1alpha1.strategy import AdapterStrategy, AdapterType
-from finetune_trainer.adapters.earlier import FINETUNE, body_digest
+from finetune_trainer.adapters.earlier import TASK_TYPES, body_digest
 from finetune_trainer.data.sources import model_name
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models import Loaded
@@ -24,12 +24,6 @@ from finetune_trainer.optim import Trained
 from finetune_trainer.strategies import Tuning, quantized, targets
 from finetune_trainer.strategies.adapter import DEFAULT_RANK, default_learning_rate
 
-TASK_TYPES = {
-    TaskName.TEXT_CLASSIFICATION: peft.TaskType.SEQ_CLS,
-    TaskName.TOKEN_CLASSIFICATION: peft.TaskType.TOKEN_CLS,
-    TaskName.QUESTION_ANSWERING: peft.TaskType.QUESTION_ANS,
-    TaskName.TEXT_GENERATION: peft.TaskType.CAUSAL_LM,
-}
 _TUNED = peft.tuners.tuners_utils.BaseTunerLayer
 
 
@@ -41,9 +35,7 @@ def prepare_lora(
     config.revision = run.spec.model.revision
     base_config = copy.deepcopy(loaded.model.config)
     digest = "" if strategy.merge else body_digest(loaded)
-    base_settings = None
-    if strategy.quantization is not None:
-        base_settings = quantized.settings(quantized.quantize(loaded))
+    kept = quantized.quantize(loaded) if strategy.quantization is not None else []
     try:
         model = peft.get_peft_model(loaded.model, config)
     except ValueError as error:
@@ -63,10 +55,9 @@ def prepare_lora(
             model.save_pretrained(directory)
             _name_base(directory, model_name(run.spec.model, model_directory))
             # Labels and their names, which peft's own files lack, and what a later job checks its base model by.
-            task_type = TASK_TYPES[run.spec.task].value
-            about = {"name": run.name, "base_digest": digest, "task_type": task_type}
+            about: dict[str, Any] = {"name": run.name, "base_digest": digest, "task_type": TASK_TYPES[run.spec.task]}
             if strategy.quantization is not None:
-                about["quantization"] = strategy.quantization.value
+                about |= {"quantization": strategy.quantization.value, BASE_SETTINGS: quantized.settings(kept)}
             setattr(base_config, FINETUNE, about)
             base_config.save_pretrained(directory)
             if loaded.model.can_generate():  # where it stops may be learnt anew
@@ -74,7 +65,7 @@ def prepare_lora(
         loaded.tokenizer.save_pretrained(directory)
 
     rate = default_learning_rate(strategy, run.spec.task)
-    return Tuning(model, trained, rate, save, "transformers" if strategy.merge else "peft", base_settings)
+    return Tuning(model, trained, rate, save, "transformers" if strategy.merge else "peft")
 
 
 def _impossible(strategy: AdapterStrategy, model: PreTrainedModel, words: str) -> TrainerError:
@@ -102,7 +93,7 @@ def _name_base(directory: Path, name: str) -> None:
 
 def _config(strategy: AdapterStrategy, run: Run, loaded: Loaded) -> peft.PeftConfig:
     # peft knows heads by three names; what the checkpoint did not have must be trained whatever its name.
-    task_type = TASK_TYPES[run.spec.task]
+    task_type = peft.TaskType(TASK_TYPES[run.spec.task])
     # Peft's class for answers keeps token types and positions from the model (0.21); without a task's class none does.
     shared: dict[str, Any] = {"task_type": None if task_type == peft.TaskType.QUESTION_ANS else task_type}
     shared["modules_to_save"] = targets.head_modules(loaded.model, loaded.head) or None
