@@ -103,7 +103,8 @@ VALID_SPECS: dict[str, str] = {
   data:
     train: {uri: "file:///data/train.jsonl"}
     unlabeled: {uri: "hf://datasets/owner/name", format: JSONL, subset: plain, split: train, revision: 0a1b2c}
-  output: {uri: "file:///models/tuned"}
+  resources: {nodes: 2, gpusPerNode: 2}
+  output: {uri: "pvc://models/tuned"}
 """,
     "empty-objects": """
   task: TextClassification
@@ -248,7 +249,7 @@ def cases() -> list[Case]:
                 found += _cases_of(manifest, path, node, in_brief=_likeness(node) in schemas)
             fields.add(generic(path))
             schemas.add(_likeness(node))
-    return [*found, *_rule_cases()]
+    return [*found, *_rule_cases(), *_metadata_cases()]
 
 
 def _likeness(node: Schema) -> str:
@@ -350,6 +351,31 @@ _SOME_WORDS = (
 )  # fmt: skip
 
 
+_OWNER = {"apiVersion": "batch/v1", "kind": "CronJob", "name": "nightly", "uid": "1a2b"}
+# Both judges must say the same of these, too; of a wrong type or time the API server does not name the field.
+_METADATA: list[tuple[str, Any]] = [
+    *(
+        ("creationTimestamp", moment)
+        for moment in (
+            None, "2026-01-01T00:00:00Z", "2026-01-01T00:00:00.5+02:00", "yesterday", "", 5, "2026-01-01",
+            "2026-01-01T00:00:00", "2026-01-01 00:00:00Z", "2026-01-01T00:00Z", "2026-01-01t00:00:00z",
+            "2026-02-30T00:00:00Z", "2026-01-01T24:00:00Z",
+        )
+    ),
+    *(("annotations", {key: "x"}) for key in ("A_b", "Ex.com/b", "a/b/c", "é", "a" * 63, f"{'a' * 63}.b/{'c' * 63}")),
+    *(("annotations", {"a": value}) for value in (None, "", "x y\n", "é" * (2**17 - 1), "x" * (2**18 - 1))),
+    *(("generateName", name) for name in (None, "", "a", "a-", "a--", "a.b", "1-")),
+    *(("finalizers", names) for names in ([], ["a"], ["example.com/a"], ["a.b/c/d"], [""])),
+    *(("ownerReferences", [owner]) for owner in (_OWNER, _OWNER | {"controller": True, "blockOwnerDeletion": False})),
+    ("ownerReferences", [_OWNER | {"controller": "yes"}]),
+    *(("deletionTimestamp", moment) for moment in ("2026-01-01T00:00:00Z", "x")),
+    *(("deletionGracePeriodSeconds", seconds) for seconds in (5, "5")),
+    *(("generation", number) for number in (1, 3.0, 1.5, "1")),
+    *((field, value) for field in ("uid", "resourceVersion", "selfLink", "generateName") for value in ("x", "", 5)),
+    *((field, value) for field in ("labels", "annotations") for value in (5, [], "", {"a": 5})),
+    *((field, value) for field in ("finalizers", "ownerReferences", "managedFields") for value in ([], {}, "x", [5])),
+]  # fmt: skip
+
 # Against each rule across fields: the valid manifest, the field that the refusal names, and the change.
 _RULE_BREAKERS: list[tuple[str, str, Path, Any]] = [
     ("minimal", "spec.data.unlabeled", ("spec", "data", "unlabeled"), {"uri": "file:///more.jsonl"}),
@@ -411,6 +437,8 @@ _RULE_BREAKERS: list[tuple[str, str, Path, Any]] = [
      ("spec", "strategy", "distillation", "studentLayers"), [0, 1, 0]),
     ("distillation", "spec.strategy.distillation.taskSteps", ("spec", "training"), {"maxSteps": 100}),
     ("empty-objects", "spec.training.microBatchSize", ("spec", "training"), {"microBatchSize": 31}),
+    ("empty-objects", "spec.resources", ("spec", "resources"), {"gpusPerNode": 2}),
+    ("empty-objects", "spec.resources", ("spec", "resources"), {"nodes": 2, "gpusPerNode": 0}),
     ("auto", "spec.training.maxSteps", ("spec", "training", "epochs"), 1),
     ("auto", "spec.training.learningRate", ("spec", "training", "learningRate"), "1e-4"),
     ("minimal", "spec.training.microBatchSize", ("spec", "training", "microBatchSize"), 33),
@@ -445,6 +473,20 @@ _RULE_BREAKERS: list[tuple[str, str, Path, Any]] = [
     ("minimal", "metadata.name", ("metadata", "name"), "a.b"),
     ("minimal", "metadata.name", ("metadata", "name"), "1a"),
     ("minimal", "metadata.name", ("metadata", "name"), "A"),
+    *(
+        ("minimal", f"metadata.{field}", ("metadata", field), value)
+        for field, value in (
+            ("namespce", "research"), ("lables", {}), ("bogus", None), ("clusterName", "x"),
+            ("labels", {"a b": "x"}), ("labels", {"a": "x y"}), ("finalizers", ["a b"]), ("finalizers", [None]),
+            ("annotations", {"a b": "x"}), ("annotations", {"": "x"}), ("annotations", {"a" * 64: "x"}),
+            ("annotations", {"a": "x" * 2**18}), ("annotations", {"a": "é" * 2**17}),
+            ("generateName", "A"), ("generateName", "a..b"), ("generateName", "-"),
+        )
+    ),
+    *(
+        ("minimal", "metadata.ownerReferences", ("metadata", "ownerReferences"), [changed(_OWNER, (field,), value)])
+        for field, value in (("uid", ...), ("kind", ""), ("name", ""), ("bogus", 1), ("apiVersion", "a/b/c"))
+    ),
     ("minimal", "kind", ("kind",), "FinetuneJob"),
     ("minimal", "spec", ("spec",), ...),
     ("minimal", "bogus", ("bogus",), {}),
@@ -455,4 +497,11 @@ def _rule_cases() -> list[Case]:
     return [
         Case(f"rule-{number}-{field}", changed(valid_job(name), path, value), field, True)
         for number, (name, field, path, value) in enumerate(_RULE_BREAKERS)
+    ]
+
+
+def _metadata_cases() -> list[Case]:
+    return [
+        Case(f"metadata-{number}-{field}", changed(valid_job(), ("metadata", field), value), f"metadata.{field}", None)
+        for number, (field, value) in enumerate(_METADATA)
     ]

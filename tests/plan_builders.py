@@ -23,7 +23,16 @@ from finetune_operator.plan.snapshot import Snapshot
 
 NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
 DELETED = {"deletionTimestamp": "2026-01-01T12:00:00Z"}
-SETTINGS = PodSettings(trainer_image="registry.example/trainer:1")
+SETTINGS = PodSettings(
+    trainer_image="registry.example/trainer:1",
+    image_pull_policy="IfNotPresent",
+    progress_url="",
+    progress_ca="",
+    fixed_user=True,
+    gpu_runtime_class_name="",
+    gpu_tolerations=(),
+    ephemeral_storage="50Gi",
+)
 KEY = Key("team-a", "router")
 JOB_UID, CHILD_UID = "job-uid", "child-uid"
 
@@ -164,7 +173,7 @@ class PodBuilder:
 
     def on(self, node: str) -> Self:
         """The machine it was given."""
-        self.body["spec"] = {"nodeName": node}
+        self.body.setdefault("spec", {})["nodeName"] = node
         return self
 
     def stops_by(self, moment: datetime) -> Self:
@@ -205,9 +214,31 @@ class PodBuilder:
         self.body["status"] |= {"phase": "Failed", "reason": reason, "message": message}
         return self
 
+    def failed_before_its_start(self) -> Self:
+        """Ended by an init container that failed."""
+        self.body["status"]["phase"] = "Failed"
+        return self
+
     def evicted(self, message: str, exit_code: int = 137) -> Self:
         """Ended by the kubelet for what it did itself, which is no disruption."""
         self.failed(exit_code).body["status"] |= {"reason": "Evicted", "message": message}
+        return self
+
+    def beside(self, name: str, state: KubernetesObject, last: KubernetesObject | None = None) -> Self:
+        """A container beside the trainer's, instead of the mesh's."""
+        trainers = self.body["status"].get("containerStatuses", ())[1:]
+        self.body["status"]["containerStatuses"] = [_status(name, state, last), *trainers]
+        return self
+
+    def before(
+        self, name: str, state: KubernetesObject, last: KubernetesObject | None = None, restarts: str | None = None
+    ) -> Self:
+        """An init container, which keeps the others waiting; one that restarts Always is a native sidecar."""
+        if "containerStatuses" not in self.body["status"]:
+            self._container({"waiting": {"reason": "PodInitializing"}})
+        container = {"name": name, "restartPolicy": restarts} if restarts else {"name": name}
+        self.body.setdefault("spec", {}).setdefault("initContainers", []).append(container)
+        self.body["status"].setdefault("initContainerStatuses", []).append(_status(name, state, last))
         return self
 
     def _ended(self, phase: str, exit_code: int, reason: str, word: str, since: datetime) -> Self:
@@ -226,6 +257,10 @@ class PodBuilder:
         condition = {"type": type_, "status": status, "lastTransitionTime": text_of(moment), "message": message}
         self.body["status"].setdefault("conditions", []).append(condition)
         return self
+
+
+def _status(name: str, state: KubernetesObject, last: KubernetesObject | None) -> KubernetesObject:
+    return {"name": name, "image": f"registry.example/{name}:1", "state": state, "lastState": last or {}}
 
 
 def make_job(name: str = KEY.name) -> JobBuilder:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -32,6 +32,8 @@ class Try:
     exit_code: int | None = None
     reason: str = "Error"
     word: str = ""
+    evicted: bool = False
+    """For what it wrote itself, which is no disruption."""
     stuck: str = ""
     """Unschedulable, ErrImagePull or Running; empty when it ends."""
 
@@ -76,6 +78,9 @@ FATES: dict[str, Fate] = {
     "killed": Fate(Phase.FAILED, (Try(137),), {"backoffLimit": 1}),
     "no-node": Fate(Phase.PENDING, (Try(stuck="Unschedulable"),)),
     "no-image": Fate(Phase.PENDING, (Try(stuck="ErrImagePull"),)),
+    "writes-too-much": Fate(
+        Phase.FAILED, (replace(_said(ExitCode.STOPPED, "saved"), evicted=True),), {"backoffLimit": 0}
+    ),
     "runs": Fate(Phase.RUNNING, (Try(stuck="Running"),)),
     "suspended": Fate(Phase.SUSPENDED, (Try(stuck="Running"),), {"suspend": True}),
     "changed": Fate(
@@ -158,13 +163,25 @@ class PlayedWorld:
             self._edit(name, {"suspend": value})
 
     def want_in_the_end(self) -> None:
-        """Everyone asks for what they will stay with."""
+        """Everyone asks for what they will stay with; what takes a new Job, with a suspension."""
         for name, fate in self._fates.items():
             wanted = {field: fate.spec[field] for field in fate.at_first}
-            self._edit(name, {**wanted, "suspend": bool(fate.spec.get("suspend"))})
+            self._edit(name, {**wanted, "suspend": bool(wanted) or bool(fate.spec.get("suspend"))})
             job = self._cluster.find(FINE_TUNE_JOBS, NAMESPACE, name)
             if fate.deleted and job is not None:
                 self._cluster.remove(FINE_TUNE_JOBS, job)
+
+    def _resume(self, name: str) -> None:
+        """End the suspension that a change was asked for with, when the operator has seen it."""
+        job = self._cluster.find(FINE_TUNE_JOBS, NAMESPACE, name)
+        if job is None or not self._fates[name].at_first or not self._is_as_wanted(name, job):
+            return
+        seen = job.get("status", {}).get("observedGeneration") == job["metadata"]["generation"]
+        if seen and job["status"]["phase"] == Phase.SUSPENDED:
+            self._edit(name, {"suspend": False})
+
+    def _is_as_wanted(self, name: str, job: Object) -> bool:
+        return all(job["spec"].get(field) == self._fates[name].spec[field] for field in self._fates[name].at_first)
 
     def _edit(self, name: str, fields: Object) -> None:
         job = self._cluster.find(FINE_TUNE_JOBS, NAMESPACE, name)
@@ -180,6 +197,7 @@ class PlayedWorld:
             self._move_pod(pod)
         for name in self._fates:
             self._train(name)
+            self._resume(name)
         for job in self._cluster.objects(JOBS):
             name = job["metadata"]["name"]
             if any(owner.get("controller") for owner in job["metadata"].get("ownerReferences", ())):
@@ -351,4 +369,5 @@ def _end_of(now_try: Try, now: datetime) -> Object:
         "startedAt": _text(now),
     }
     phase = "Failed" if now_try.exit_code else "Succeeded"
-    return _status(phase, {"terminated": terminated})
+    status = _status(phase, {"terminated": terminated})
+    return {**status, "reason": "Evicted", "message": "it wrote too much"} if now_try.evicted else status

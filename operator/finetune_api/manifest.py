@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from finetune_api.base import Contract, models_in
 from finetune_api.documents import Document, read_documents
 from finetune_api.problems import Problem, problems_of
-from finetune_api.support import unsupported
 from finetune_api.v1alpha1 import API_VERSION, KIND, FineTuneJob, FineTuneJobSpec
 
 _Model = TypeVar("_Model", bound=Contract)
@@ -49,8 +48,6 @@ def load_jobs(path: Path) -> list[FineTuneJob]:
             jobs.append(parse_job(document.content))
         except ValidationError as error:
             problems += [_placed(path, document, problem) for problem in problems_of(error)]
-        else:
-            problems += [_placed(path, document, problem) for problem in unsupported(jobs[-1].spec)]
     if not documents:
         problems.append(f"{path}: no {KIND} in this file (expected apiVersion: {API_VERSION} and kind: {KIND})")
     if problems:
@@ -130,6 +127,7 @@ def _placed(path: Path, document: Document, problem: Problem) -> str:
 
 def _yaml_problem(path: Path, text: str, error: yaml.YAMLError) -> str:
     what = getattr(error, "problem", None) or str(error)
+    what += "; write spaces instead of the tab" if r"'\t'" in what else ""
     mark = getattr(error, "problem_mark", None)
     if isinstance(error, yaml.reader.ReaderError):  # it counts characters, not lines
         line = text.count("\n", 0, error.position) + 1

@@ -7,9 +7,8 @@ from typing import Any
 
 from finetune_api.base import Contract, models_in
 from finetune_api.crd import Schema, rendered, structural_schema
-from finetune_api.support import UNSUPPORTED
 from finetune_api.v1alpha1 import API_VERSION, KIND, FineTuneJob, FineTuneJobSpec
-from finetune_api.v1alpha1.job import ObjectMeta
+from finetune_api.v1alpha1.metadata import ObjectMeta
 from finetune_api.v1alpha1.status import FineTuneJobStatus
 from finetune_api.values import (
     DECIMAL_PATTERN,
@@ -58,9 +57,6 @@ def render() -> str:
     name = ObjectMeta.model_fields["name"].description
     parts = [
         _HEADER.format(shapes=f"{shapes}; it {NO_PARENT}"),
-        "## What this release does not run yet\n\n"
-        "These are part of the contract and pass the API server, but then they are refused by name, never ignored.\n",
-        "".join(f"- `spec.{each.field}` {each.when}: {each.hint}\n" for each in UNSUPPORTED),
         f"## metadata\n\n`metadata.name` is required: {name}\n",
         "## spec\n",
         *_sections(FineTuneJobSpec, "spec"),

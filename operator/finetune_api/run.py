@@ -21,7 +21,7 @@ class UnresolvedUri(ValueError):
 
 
 class Run(Contract):
-    """What the operator (in a ConfigMap) and `finetune run` (in a file) hand to the trainer."""
+    """What the operator (in an annotation of the pod) and `finetune run` (in a file) hand to the trainer."""
 
     name: str
     """The job's name."""

@@ -10,7 +10,7 @@ from lupa import lua51
 
 from chart.rendering import MANIFESTS
 from finetune_api.v1alpha1.status import FineTuneJobStatus, Phase
-from finetune_operator.api.conditions import merge
+from finetune_operator.plan.conditions import merge
 from finetune_operator.plan.status import Observation, verdicts
 from status_samples import full_status
 

@@ -287,6 +287,11 @@ def test_job_that_was_refused_for_its_spec_can_be_mended(client: Client) -> None
     failed = {"type": "Failed", "status": "True", "reason": "SpecInvalid", "message": "", "lastTransitionTime": moment}
     url = at(client, "refused", {"phase": "Failed", "conditions": [failed]})
     assert client.send("PATCH", url, {"spec": FIXED_AT_THE_END})[0] == http.HTTPStatus.OK
+    url = at(client, "refused-by-its-trainer", {"phase": "Failed", "conditions": [failed], "startTime": moment})
+    status, answer = client.send("PATCH", url, {"spec": FIXED_AT_THE_END})
+    assert status == http.HTTPStatus.UNPROCESSABLE_ENTITY
+    for field in FIXED_AT_THE_END:
+        assert f"{field} cannot be changed any more, because the job has ended; create a new job" in answer["message"]
 
 
 def test_full_status_survives_the_round_trip(client: Client) -> None:
@@ -375,7 +380,11 @@ SCALARS = (
     "2020-01-01", "2020-01-01T00:00:00Z", "yes", "Yes", "y", "Y", "n", "no", "on", "off", "true", "True", "TRUE",
     "tRue", "=", "0", "-0", "00", "~", "null", "Null", "NULL", "1e400", "0.0", "1__0", "1e+3", "1.0e+3", "0b2", "0o8",
     "12e4567", "1234567e1", "1.5_0", "1,000", "1e21", "0.1e-6", "0.00001", "", "'yes'", '"1"', "!!str 5", "!!int '5'",
-    "!!float 5", "{yes: 1, off: 2, 3: 4}", '"\\u00e9\\U0001f600"', "é😀",
+    "!!float 5", "{yes: 1, off: 2, 3: 4}",
+    "a b\t# c", "a b\t \t", "\ta", "a\tb c", "{a: 1,\tb:\t2\t}\t", "'\ta\t'\t# c", "!!str 5\t",
+    "0x7FFFFFFFFFFFFFFF", "0x10000000000000000", "-0x8000000000000000", "-0x8000000000000001", "9" * 20, "-" + "9" * 20,
+    "0" + "7" * 30, "0b" + "1" * 70, "9" * 400,
+    '"\\u00e9\\U0001f600"', "é😀",
 )  # fmt: skip
 
 

@@ -162,11 +162,25 @@ def test_watch_of_a_job_that_fails_ends_with_its_code_and_describe_says_why(
         f"{namespace.name}/badly: Failed: DataInvalid",
         "Why   DataInvalid: row 7 has no label; label it",
         "Do    The same manifest would fail in the same way",
-        pod["metadata"]["name"],
-        "exit code 11, DataInvalid: The data cannot be read or cannot be learnt from.",
         "Warning",
     ):
         assert part in described.stdout
+    [row] = [line for line in described.stdout.splitlines() if line.startswith(pod["metadata"]["name"])]
+    assert "DataInvalid: row 7 has no label; label it" in row
+
+
+@pytest.mark.usefixtures("operator")
+def test_watch_of_a_job_that_fails_though_its_trainer_is_done_is_no_success(
+    cluster: Cluster, namespace: Namespace, finetune: Plugin
+) -> None:
+    namespace.apply(job(backoffLimit=0), "mesh")
+    pod = namespace.bound_pod("mesh")
+    cluster.kubelet.run(pod)
+    namespace.until("mesh", "Running")
+    cluster.kubelet.fail_beside(pod, "istio-proxy", 137, reason="OOMKilled", message=COMPLETE)
+    watched = finetune("watch", "mesh")
+    assert watched.returncode == 1, watched.stdout
+    assert "mesh failed: OtherContainerFailed: " in watched.stdout
 
 
 @pytest.mark.usefixtures("operator")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from finetune_api.exit_codes import ExitCode
@@ -132,6 +134,40 @@ def test_foreign_job_under_the_name_is_not_touched_and_the_condition_says_so(
     assert found["metadata"]["generation"] == 1
     writes = [write for write in cluster.server.audit.writes(operator.credential) if write.namespace == namespace.name]
     assert {write.resource for write in writes} == {"finetunejobs/status"}
+
+
+def test_job_of_a_predecessor_says_nothing_of_its_successor(cluster: Cluster, namespace: Namespace) -> None:
+    namespace.apply(job(), "again")
+    run_to_completion(cluster, namespace, "again")
+    path = namespace.job_path("again")
+    cluster.server.kubectl("delete", "ftj", "again", f"--namespace={namespace.name}", "--cascade=orphan")
+    eventually(lambda: cluster.client.find(path) is None, "the first is gone")
+    before = namespace.child("again")["status"]["completionTime"]
+    time.sleep(2)
+    refused = {"output": {"uri": "file:///models/tuned"}, "ttlSecondsAfterFinished": 600}
+    made = namespace.apply(job(**refused), "again")["metadata"]["creationTimestamp"]
+    namespace.until("again", "Failed", "SpecInvalid")
+    status = namespace.job("again")["status"]
+    assert before < made
+    assert made.rstrip("Z") <= status["completionTime"]
+    assert status.keys().isdisjoint({"startTime", "progress", "result"})
+
+
+def test_job_that_is_restored_with_its_end_does_not_train_again(cluster: Cluster, namespace: Namespace) -> None:
+    """Backup programs create it first, and write its status then: a Job may be there by that time."""
+    namespace.apply(job(), "done")
+    run_to_completion(cluster, namespace, "done")
+    backup = namespace.job("done")
+    cluster.client.delete(namespace.job_path("done"))
+    eventually(lambda: not cluster.client.items(namespace.child_path()), "its Job is gone")
+    namespace.apply(job(), "done")
+    namespace.bound_pod("done")
+    namespace.until("done", "Reconciling", "PodsPending")
+    cluster.client.patch(f"{namespace.job_path('done')}/status", {"status": backup["status"]})
+    eventually(lambda: not cluster.client.items(namespace.child_path()), "what began again is stopped")
+    eventually(lambda: not namespace.pods("done"), "its pod is gone")
+    status = namespace.job("done")["status"]
+    assert (status["phase"], status["result"]) == ("Complete", backup["status"]["result"])
 
 
 FOREIGN_TEMPLATE = {"spec": {"restartPolicy": "Never", "containers": [{"name": "main", "image": "none"}]}}

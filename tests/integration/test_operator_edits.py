@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from operator_jobs import job, run_to_completion
+from operator_jobs import job, last_words, run_to_completion
 from testbed.client import Object, RequestError, eventually
 from testbed.cluster import Cluster, Namespace
 from testbed.operator_process import OperatorProcess
@@ -115,6 +115,45 @@ def test_job_that_was_suspended_changed_and_resumed_at_once_is_made_anew(
     assert is_changed(namespace.child("unseen"), "resources")
 
 
+def test_pod_that_began_while_no_operator_saw_it_is_not_stopped_for_a_change(
+    cluster: Cluster, namespace: Namespace, operator: OperatorProcess
+) -> None:
+    namespace.apply(job(), "away")
+    pod = namespace.bound_pod("away")
+    namespace.until("away", "Reconciling", "PodsPending")
+    first = namespace.child("away")["metadata"]["uid"]
+    operator.freeze()
+    try:
+        cluster.kubelet.run(pod)
+        cluster.client.patch(namespace.job_path("away"), {"spec": {"resources": {"memory": "2Gi"}}})
+    finally:
+        operator.thaw()
+    told = namespace.until("away", "Running", "ChangeWaits")["message"]
+    assert "takes a new Job" in told
+    change(cluster, namespace, "away", backoffLimit=9)
+    assert namespace.condition("away", "Running")["reason"] == "ChangeWaits"
+    found = namespace.child("away")["metadata"]
+    assert (found["uid"], "deletionTimestamp" in found) == (first, False)
+    change(cluster, namespace, "away", suspend=True)
+    eventually(lambda: cluster.client.find(namespace.child_path("away")) is None, "its Job is gone")
+    cluster.client.patch(namespace.job_path("away"), {"spec": {"suspend": False}})
+    assert is_changed(namespace.child("away"), "resources")
+    run_to_completion(cluster, namespace, "away")
+
+
+def test_job_that_a_finalizer_keeps_from_being_made_anew_is_told_of(cluster: Cluster, namespace: Namespace) -> None:
+    namespace.apply(job(), "kept")
+    namespace.bound_pod("kept")
+    first = namespace.child("kept")["metadata"]["uid"]
+    cluster.client.patch(namespace.child_path("kept"), {"metadata": {"finalizers": ["example.com/hold"]}})
+    change(cluster, namespace, "kept", resources={"memory": "2Gi"})
+    told = namespace.until("kept", "Reconciling", "HeldByFinalizer", seconds=60)["message"]
+    assert "its finalizer example.com/hold keeps it" in told
+    cluster.client.patch(namespace.child_path("kept"), {"metadata": {"finalizers": None}})
+    eventually(lambda: is_another(cluster.client.find(namespace.child_path("kept")), first), "another Job")
+    run_to_completion(cluster, namespace, "kept")
+
+
 def is_another(child: Object | None, uid: str) -> bool:
     return child is not None and child["metadata"]["uid"] != uid
 
@@ -128,6 +167,16 @@ def test_change_of_a_job_that_has_ended_is_refused(
     with pytest.raises(RequestError, match="because the job has ended; create a new job"):
         cluster.client.patch(namespace.job_path("over"), {"spec": changed})
     change(cluster, namespace, "over", ttlSecondsAfterFinished=600, suspend=True)
+
+
+def test_change_of_a_job_whose_trainer_refused_its_spec_is_refused(cluster: Cluster, namespace: Namespace) -> None:
+    namespace.apply(job(), "ten")
+    pod = namespace.bound_pod("ten")
+    cluster.kubelet.run(pod)
+    cluster.kubelet.end(pod, 10, message=last_words(10, "SpecInvalid", "spec.resources.gpusPerNode is 4"))
+    namespace.until("ten", "Failed", "SpecInvalid")
+    with pytest.raises(RequestError, match="because the job has ended; create a new job"):
+        cluster.client.patch(namespace.job_path("ten"), {"spec": {"resources": {"memory": "2Gi"}}})
 
 
 def test_job_without_a_claim_for_its_output_says_what_suspending_it_costs(

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from operator_jobs import events_of, job, last_words
+from operator_jobs import COMPLETE, events_of, job, last_words
 from testbed.client import Object, eventually
 from testbed.cluster import Cluster, Namespace
 from testbed.kubelet import NODE
@@ -258,6 +258,37 @@ def test_what_happened_to_the_container_is_told_and_not_what_its_exit_code_would
     namespace.apply(job(backoffLimit=0), "ended")
     fail(cluster, namespace, "ended", exit_code, reason=reason, message=message)
     assert message in namespace.until("ended", "Failed", told)["message"]
+    status = namespace.job("ended")["status"]
+    assert namespace.job("ended")["metadata"]["creationTimestamp"] <= status["startTime"] <= status["completionTime"]
+
+
+def test_job_fails_for_another_container_and_is_not_said_to_be_complete(cluster: Cluster, namespace: Namespace) -> None:
+    namespace.apply(job(backoffLimit=0), "mesh")
+    pod = namespace.bound_pod("mesh")
+    cluster.kubelet.run(pod)
+    namespace.until("mesh", "Running")
+    cluster.kubelet.fail_beside(pod, "istio-proxy", 137, reason="OOMKilled", message=COMPLETE)
+    failed = namespace.until("mesh", "Failed", "OtherContainerFailed")
+    assert "the trainer is done, but the container istio-proxy failed (exit code 137, OOMKilled)" in failed["message"]
+    eventually(lambda: "OtherContainerFailed" in events_of(namespace, "mesh"), "the Event")
+
+
+def test_init_container_that_something_else_has_added_is_named(cluster: Cluster, namespace: Namespace) -> None:
+    namespace.apply(job(backoffLimit=0), "injected")
+    pod = namespace.bound_pod("injected")
+    cluster.kubelet.wait_before(pod, "vault-agent", "ImagePullBackOff")
+    waits = namespace.until("injected", "Reconciling", "ImagePullFailed")
+    assert "the image vault-agent:test of the container vault-agent cannot be pulled" in waits["message"]
+    cluster.kubelet.fail_before(pod, "vault-agent", 1, "permission denied")
+    failed = namespace.until("injected", "Failed", "OtherContainerFailed")
+    assert "the container vault-agent failed (exit code 1, permission denied)" in failed["message"]
+
+
+def test_event_of_a_long_message_has_its_beginning_in_any_script(cluster: Cluster, namespace: Namespace) -> None:
+    namespace.apply(job(), "wide")
+    fail(cluster, namespace, "wide", 11, message=last_words(11, "DataInvalid", "标签" * 450))
+    namespace.until("wide", "Failed", "DataInvalid")
+    eventually(lambda: "DataInvalid" in events_of(namespace, "wide"), "the Event")
 
 
 def test_pod_that_its_node_rejects_is_a_failed_try_in_the_kubelets_words(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 
-from finetune_api.support import UNSUPPORTED
 from operator_jobs import COMPLETE, events_of, job, run_to_completion
-from testbed.client import Object, eventually
+from testbed.client import Object, RequestError, eventually
 from testbed.cluster import Cluster, Namespace
 from testbed.operator_process import OperatorProcess
 
@@ -20,55 +19,85 @@ pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("operator")]
 
 CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/finetunejobs.finetune-operator.io"
 FILE = {"uri": "file:///data/train.jsonl"}
-RELATION = {"strategy": {"distillation": {"teacher": FILE, "relation": {}}}}
-NOT_YET: dict[str, dict[str, Any]] = {
-    "resources.nodes": {**RELATION, "resources": {"gpusPerNode": 0, "nodes": 2}, "output": {"uri": "pvc://models/x"}},
-    "resources.gpusPerNode": {**RELATION, "resources": {"gpusPerNode": 2}},
+TWO_PROCESSES = {
+    "strategy": {"distillation": {"teacher": FILE, "relation": {}, "response": {}}},
+    "resources": {"gpusPerNode": 2},
 }
 
 
-def test_every_field_that_this_release_does_not_support_is_tried() -> None:
-    assert set(NOT_YET) == {each.field for each in UNSUPPORTED}
-
-
-def test_what_is_not_supported_yet_fails_with_the_field_named_and_is_never_retried(
+def test_what_an_older_crd_let_in_fails_with_the_field_named_and_runs_once_it_is_mended(
     cluster: Cluster, namespace: Namespace, operator: OperatorProcess
 ) -> None:
-    names = {field: f"not-yet-{number}" for number, field in enumerate(NOT_YET)}
-    for field, spec in NOT_YET.items():
-        namespace.apply(job(), names[field], **spec)
-    hints = {each.field: each.hint for each in UNSUPPORTED}
-    for field, name in names.items():
+    with changed_crd(cluster, without_rules):
+        name = eventually(lambda: let_in(namespace), "the older CRD takes it", 40)
         failed = namespace.until(name, "Failed", "SpecInvalid")
-        assert f"spec.{field}: part of the contract, but not run by this release yet" in failed["message"]
-        assert hints[field] in failed["message"]
+        assert failed["message"].startswith("spec.resources: relations between samples")
         assert namespace.job(name)["status"]["phase"] == "Failed"
-    assert not cluster.client.items(namespace.child_path())
-    assert not cluster.client.items(namespace.path("pods"))
-    assert_at_rest(cluster, namespace, operator)
-    for name in names.values():
+        assert not cluster.client.items(namespace.child_path())
+        assert not cluster.client.items(namespace.path("pods"))
+        assert_at_rest(cluster, namespace, operator)
         assert events_of(namespace, name) == ["SpecInvalid"]
+    eventually(lambda: not let_in(namespace), "the CRD refuses it", 40)
+    status = cluster.client.patch(f"{namespace.job_path(name)}/status", {"status": {"restarts": 1}})["status"]
+    assert status["restarts"] == 1  # what only the operator writes is not held up by it
+    cluster.client.patch(namespace.job_path(name), {"spec": {"resources": {"gpusPerNode": 0}}})
+    run_to_completion(cluster, namespace, name)
+    assert namespace.condition(name, "Failed")["status"] == "False"
+
+
+def test_crd_that_keeps_less_of_a_status_hides_no_cause_and_costs_no_write_at_rest(
+    cluster: Cluster, namespace: Namespace, operator: OperatorProcess
+) -> None:
+    """As where the operator is upgraded, and the CRD is not."""
+    with changed_crd(cluster, without_the_wait):
+        path = f"{namespace.job_path('refused')}/status"
+        namespace.apply(job(pod={"priorityClassName": "unheard-of"}), "refused")
+        dropped = lambda: "podsMissingSince" not in cluster.client.patch(path, NOW_MISSING)["status"]  # noqa: E731
+        eventually(dropped, "the older CRD has no such field", 40)
+        namespace.until("refused", "Reconciling", "PodsRefused", seconds=40)
+        assert_nothing_happens(cluster, operator)
+        assert "podsMissingSince" not in namespace.job("refused")["status"]
+
+
+NOW_MISSING = {"status": {"podsMissingSince": "2026-01-01T12:00:00Z"}}
+
+
+def without_the_wait(properties: Object) -> None:
+    """The schema of a release that notes no such time."""
+    del properties["status"]["properties"]["podsMissingSince"]
+
+
+def without_rules(properties: Object) -> None:
+    """The schema of a release that knows no rules of the spec."""
+    del properties["spec"]["x-kubernetes-validations"]
+
+
+def let_in(namespace: Namespace) -> str:
+    """The name of a new job of several processes that compares samples, if the API server takes it."""
+    name = f"compares-{time.monotonic_ns()}"
+    try:
+        namespace.apply(job(), name, **TWO_PROCESSES)
+    except RequestError:
+        return ""
+    return name
 
 
 def assert_at_rest(cluster: Cluster, namespace: Namespace, operator: OperatorProcess) -> None:
     """Nothing is looked at, written or tried again."""
+    assert_nothing_happens(cluster, operator)
+    assert operator.metric("workqueue_retries_total") == 0
+    assert operator.metric("controller_runtime_reconcile_errors_total") == 0
+    assert "Traceback" not in operator.log()
+
+
+def assert_nothing_happens(cluster: Cluster, operator: OperatorProcess) -> None:
+    """Nothing is looked at or written."""
     time.sleep(1)  # the events of the last writes come back
     reconciles = operator.metric("controller_runtime_reconcile_total")
     writes = len(cluster.server.audit.writes(operator.credential))
     time.sleep(4)
     assert operator.metric("controller_runtime_reconcile_total") == reconciles
     assert len(cluster.server.audit.writes(operator.credential)) == writes
-    assert operator.metric("workqueue_retries_total") == 0
-    assert operator.metric("controller_runtime_reconcile_errors_total") == 0
-    assert "Traceback" not in operator.log()
-
-
-def test_job_refused_for_its_spec_runs_once_the_spec_is_mended(cluster: Cluster, namespace: Namespace) -> None:
-    namespace.apply(job(resources={"gpusPerNode": 2}, **RELATION), "mended")
-    namespace.until("mended", "Failed", "SpecInvalid")
-    cluster.client.patch(namespace.job_path("mended"), {"spec": {"resources": {"gpusPerNode": 0}}})
-    run_to_completion(cluster, namespace, "mended")
-    assert namespace.condition("mended", "Failed")["status"] == "False"
 
 
 @pytest.mark.security(2)
@@ -81,7 +110,7 @@ def test_newer_crd_stops_no_job_that_runs_and_a_new_one_waits_with_the_field_nam
     cluster.kubelet.run(pod)
     namespace.until("runs", "Running")
     child = namespace.child("runs")["metadata"]["uid"]
-    with newer_crd(cluster):
+    with changed_crd(cluster, with_one_more_field):
         # The API server changes over to the new schema bit by bit.
         waiting = eventually(lambda: new_job_that_waits(namespace), "the unknown field is named", 40)
         assert (
@@ -102,23 +131,21 @@ def test_newer_crd_stops_no_job_that_runs_and_a_new_one_waits_with_the_field_nam
 
 
 @contextmanager
-def newer_crd(cluster: Cluster) -> Iterator[None]:
-    """The CRD of a release that has one more field, with a default; then the one that was there."""
-
-    def training(crd: Object) -> Object:
-        spec = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
-        found: Object = spec["properties"]["training"]["properties"]
-        return found
-
+def changed_crd(cluster: Cluster, change: Callable[[Object], None]) -> Iterator[None]:
+    """The CRD of another release, whose schema differs; then the one that was there."""
     crd = cluster.client.get(CRD)
-    training(crd)["telepathy"] = {"type": "boolean", "default": False}
+    before = copy.deepcopy(crd["spec"])
+    change(crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"])
     cluster.client.send("PUT", CRD, crd)
     try:
         yield
     finally:
-        crd = cluster.client.get(CRD)
-        del training(crd)["telepathy"]
-        cluster.client.send("PUT", CRD, crd)
+        cluster.client.send("PUT", CRD, {**cluster.client.get(CRD), "spec": before})
+
+
+def with_one_more_field(properties: Object) -> None:
+    """The schema of a release that has one more field, with a default."""
+    properties["spec"]["properties"]["training"]["properties"]["telepathy"] = {"type": "boolean", "default": False}
 
 
 def new_job_that_waits(namespace: Namespace) -> str:

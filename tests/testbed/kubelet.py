@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from http.client import HTTPException
@@ -22,6 +22,7 @@ _CAPACITY = {"cpu": "64", "memory": "256Gi", "pods": "5000", "ephemeral-storage"
 _POLL_SECONDS = 0.2
 _GRACEFUL_STOP = 143
 _KILLED = 137
+_INITIALIZING = {"waiting": {"reason": "PodInitializing"}}
 
 
 class PlayedKubelet:
@@ -54,14 +55,22 @@ class PlayedKubelet:
 
     def end(self, pod: Object, exit_code: int, *, reason: str = "", message: str | Object = "") -> None:
         """The container has ended, with this as its termination message."""
-        terminated = {
-            "exitCode": exit_code,
-            "reason": reason or ("Error" if exit_code else "Completed"),
-            "message": message if isinstance(message, str) else json.dumps(message),
-            "startedAt": _now(),
-            "finishedAt": _now(),
-        }
-        self._report(pod, "Failed" if exit_code else "Succeeded", {"terminated": terminated})
+        self._report(pod, "Failed" if exit_code else "Succeeded", _ended(exit_code, reason, message))
+
+    def fail_beside(self, pod: Object, name: str, exit_code: int, *, reason: str = "", message: Object) -> None:
+        """Another container of the pod has failed, and the trainer is done, with this as its termination message."""
+        others = [_container_status(name, f"{name}:test", _ended(exit_code, reason))]
+        self._report(pod, "Failed", _ended(0, message=message), beside=others)
+
+    def wait_before(self, pod: Object, name: str, reason: str) -> None:
+        """An init container cannot be started, and so the trainer cannot."""
+        init = _container_status(name, f"{name}:test", {"waiting": {"reason": reason}})
+        self._report(pod, "Pending", _INITIALIZING, initContainerStatuses=[init])
+
+    def fail_before(self, pod: Object, name: str, exit_code: int, message: str) -> None:
+        """An init container has failed, so that the trainer never was."""
+        init = _container_status(name, f"{name}:test", _ended(exit_code, message=message))
+        self._report(pod, "Failed", _INITIALIZING, initContainerStatuses=[init])
 
     def evict(self, pod: Object) -> None:
         """The node needs the pod's place."""
@@ -83,27 +92,25 @@ class PlayedKubelet:
 
     def evict_for_storage(self, pod: Object, message: str) -> None:
         """The pod has written more than it may. No disruption, so the Job controller counts it."""
-        terminated = {"exitCode": _KILLED, "reason": "Error", "startedAt": _now(), "finishedAt": _now()}
-        self._report(pod, "Failed", {"terminated": terminated}, reason="Evicted", message=message)
+        self._report(pod, "Failed", _ended(_KILLED), reason="Evicted", message=message)
 
     def _report(
-        self, pod: Object, phase: str, state: Object, *, ready: bool = False, address: str = "", **words: str
+        self,
+        pod: Object,
+        phase: str,
+        state: Object,
+        *,
+        ready: bool = False,
+        address: str = "",
+        beside: Iterable[Object] = (),
+        **more: Any,
     ) -> None:
         [container] = pod["spec"]["containers"]
         status: Object = {
             "phase": phase,
-            **words,
+            **more,
             "conditions": [{"type": "Ready", "status": str(ready)}],
-            "containerStatuses": [
-                {
-                    "name": container["name"],
-                    "image": container["image"],
-                    "imageID": "",
-                    "ready": ready,
-                    "restartCount": 0,
-                    "state": state,
-                }
-            ],
+            "containerStatuses": [*beside, _container_status(container["name"], container["image"], state, ready)],
         }
         if address:
             status |= {"podIP": address, "podIPs": [{"ip": address}]}
@@ -132,6 +139,22 @@ class PlayedKubelet:
             self._client.delete(_path(pod), {"gracePeriodSeconds": 0})
         except RequestError:
             return  # gone meanwhile, or the next round sees it again
+
+
+def _container_status(name: str, image: str, state: Object, ready: bool = False) -> Object:
+    return {"name": name, "image": image, "imageID": "", "ready": ready, "restartCount": 0, "state": state}
+
+
+def _ended(exit_code: int, reason: str = "", message: str | Object = "") -> Object:
+    terminated = {
+        "exitCode": exit_code,
+        "reason": reason or ("Error" if exit_code else "Completed"),
+        "message": message if isinstance(message, str) else json.dumps(message),
+        # As containerd has it of a container that it could not start.
+        "startedAt": "1970-01-01T00:00:00Z" if reason == "StartError" else _now(),
+        "finishedAt": _now(),
+    }
+    return {"terminated": terminated}
 
 
 def _path(pod: Object) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from contract_cases import VALID_SPECS, Case, cases, generic, json_path, spec_fields, valid_job, values_in
+from contract_cases import VALID_SPECS, Case, cases, changed, generic, json_path, spec_fields, valid_job, values_in
 from finetune_api.manifest import parse_job
 from finetune_api.problems import problems_of
 from finetune_api.v1alpha1.job import COLUMNS_OF_TASK, METRICS_OF_TASK, Task
@@ -57,6 +57,21 @@ def test_every_task_has_columns_and_metrics_and_none_is_orphaned() -> None:
 )
 def test_the_metric_that_decides_is_the_given_one_or_the_tasks_first(name: str, metric: str) -> None:
     assert parse_job(valid_job(name)).spec.metric() == metric
+
+
+@pytest.mark.parametrize(
+    ("training", "steps"),
+    [({}, 12), ({"epochs": 2}, 8), ({"epochs": 2, "batchSize": 200}, 2), ({"maxSteps": 5}, 5)],
+)
+def test_steps_are_the_given_ones_or_those_of_the_epochs_and_a_part_of_a_batch_is_one(
+    training: dict[str, int], steps: int
+) -> None:
+    assert parse_job(changed(valid_job(), ("spec", "training"), training)).spec.training.num_steps(100) == steps
+
+
+def test_a_tenth_is_held_out_or_the_share_that_is_given() -> None:
+    assert parse_job(valid_job()).spec.data.held_out_fraction() == 0.1
+    assert parse_job(valid_job("generation")).spec.data.held_out_fraction() == 0.2
 
 
 def test_what_is_lower_when_better() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,8 @@ def test_every_document_is_judged_at_its_own_lines(file: Path) -> None:
         ("just words\n", '1: "just words" should be an object'),
         ("a: [1,\n", "2: not valid YAML: expected the node content, but found '<stream end>'"),
         (f"{JOB}  task: TextClassification\n", "14: not valid YAML: the key 'task' is given twice"),
+        (JOB.replace("  task", "\ttask"),
+         "6: not valid YAML: found character '\\t' that cannot start any token; write spaces instead of the tab"),
         (f"{JOB}\x00", "14: not valid YAML: the character '\\x00' is not allowed"),
         ("[" * 1_000, "not valid YAML: it is nested too deeply"),
         (JOB.replace("v1alpha1", "v1"),
@@ -153,6 +156,35 @@ def test_a_wrong_field_is_named_with_its_line_and_a_hint(file: Path, addition: s
     assert any(problem.startswith(f"{last_line}: spec.{expected}") for problem in found), found
 
 
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ("namespce: research", "namespce: unknown field (did you mean namespace?)"),
+        ("lables: {}", "lables: unknown field (did you mean labels?)"),
+        ("creationTimestamp: yesterday", 'creationTimestamp: "yesterday" must be a time such as 2026-01-31T12:00:00Z'),
+        ("annotations: {a b: x}", 'annotations.a b: "a b" does not match '),
+        (f"annotations: {{a: {'x' * 2**18}}}", 'annotations: {"a": "xxxxx'),
+        ("ownerReferences: [{apiVersion: v1, kind: Pod, name: x}]", "ownerReferences[0].uid: required, but absent"),
+    ],
+)
+def test_wrong_metadata_is_named_with_its_line_and_a_hint(file: Path, metadata: str, expected: str) -> None:
+    [problem] = problems(file, JOB.replace("name: first", f"name: first\n  {metadata}"))
+    assert problem.startswith(f"5: metadata.{expected}")
+
+
+def test_too_many_bytes_of_annotations_are_counted(file: Path) -> None:
+    [problem] = problems(file, JOB.replace("name: first", f"name: first\n  annotations: {{a: {'x' * 2**18}}}"))
+    assert problem.endswith("... are 262145 bytes; all together may be 262144")
+
+
+def test_a_generated_name_is_no_name(file: Path) -> None:
+    assert problems(file, JOB.replace("name:", "generateName:")) == [
+        "3: metadata.name: required, but absent (only `kubectl create` makes a name of generateName; without a cluster "
+        "a run goes on under its name)"
+    ]
+    assert names(file, JOB.replace("name: first", "name: first\n  generateName: first-")) == ["first"]
+
+
 def test_a_misspelt_value_gets_the_nearest_one(file: Path) -> None:
     [problem] = problems(file, JOB.replace("TextClassification", "textclasification"))
     assert problem.endswith("(did you mean TextClassification?)")
@@ -163,12 +195,17 @@ def test_dates_stay_words(file: Path) -> None:
     assert load_jobs(file)[0].metadata.labels == {"since": "2026-01-01"}
 
 
-def test_unsupported_fields_are_refused_at_their_lines(file: Path) -> None:
-    content = JOB.replace("full: {}", "distillation: {teacher: {uri: 'file:///t'}, relation: {}}")
-    content += "  resources: {gpusPerNode: 2}\n"
+@pytest.mark.parametrize("size", ["gpusPerNode: 2", "nodes: 2, gpusPerNode: 0"])
+def test_relations_between_samples_are_refused_over_one_process(file: Path, size: str) -> None:
+    content = JOB.replace("full: {}", "distillation: {teacher: {uri: 'file:///t'}, relation: {}, response: {}}")
+    content = re.sub(r"output: .*", "output: {uri: 'pvc://models/tuned'}", content) + f"  resources: {{{size}}}\n"
     [problem] = problems(file, content)
     line = content.count("\n")
-    assert problem.startswith(f"{line}: spec.resources.gpusPerNode: part of the contract, but not run by this release")
+    assert problem.startswith(f"{line}: spec.resources: relations between samples (relation.distance, relation.angle)")
+    assert problem.endswith("in one process: use 1 node and at most 1 GPU, or set both weights to 0")
+    file.write_text(content.replace("relation: {}", "relation: {distance: '0', angle: '0', layers: '1'}"))
+    [job] = load_jobs(file)
+    assert not job.spec.strategy.compares_samples()
 
 
 def test_status_is_not_looked_at(file: Path) -> None:

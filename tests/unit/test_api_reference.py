@@ -9,7 +9,6 @@ import pytest
 
 from contract_cases import spec_fields
 from finetune_api import reference
-from finetune_api.support import UNSUPPORTED
 from finetune_api.v1alpha1 import FineTuneJob
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference.md"
@@ -59,8 +58,3 @@ def test_tables_are_whole(page: str) -> None:
 def test_links_lead_somewhere(page: str) -> None:
     headings = {line.removeprefix("### ").lower() for line in page.splitlines() if line.startswith("### ")}
     assert set(re.findall(r"\]\(#([a-z]+)\)", page)) <= headings
-
-
-def test_what_is_refused_by_this_release_is_listed(page: str) -> None:
-    for each in UNSUPPORTED:
-        assert f"- `spec.{each.field}` {each.when}: {each.hint}" in page

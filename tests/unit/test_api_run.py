@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 from contract_cases import VALID_SPECS, changed, valid_job
 from finetune_api.exit_codes import ExitCode
 from finetune_api.manifest import parse_job
+from finetune_api.newer import read_known
 from finetune_api.run import Run, Termination, UnresolvedUri
 from finetune_api.v1alpha1 import FineTuneJobSpec
 from finetune_api.v1alpha1.training import TrainingSpec
@@ -186,6 +187,23 @@ def test_a_last_word_survives_its_file_and_fits_the_termination_message() -> Non
     text = word.model_dump_json(by_alias=True, exclude_none=True)
     assert Termination.model_validate_json(text) == word
     assert len(text.encode()) < 4096
+
+
+def test_a_last_word_of_a_newer_trainer_is_read_without_what_is_not_known() -> None:
+    status = full_status()
+    known: dict[str, Any] = {"exitCode": 0, "reason": "Complete", "message": "done"}
+    known |= {"progress": status.to_json()["progress"], "result": status.to_json()["result"]}
+    newer = {**known, "gpuHours": {"total": "3.5"}, "result": {**known["result"], "newField": [1]}}
+    newer["progress"] = {**known["progress"], "choice": {**known["progress"]["choice"], "newField": None}}
+    assert read_known(Termination, json.dumps(newer)) == Termination.model_validate(known)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[1]", "Traceback ...", '{"exitCode": 99, "reason": "x", "message": "y", "z": 1}']
+)
+def test_what_is_no_last_word_is_not_read_as_one(text: str) -> None:
+    with pytest.raises(ValidationError):
+        read_known(Termination, text)
 
 
 def test_an_unknown_exit_code_is_refused() -> None:

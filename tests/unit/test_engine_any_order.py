@@ -39,13 +39,16 @@ def state(rest: Rest, name: str) -> State:
 
     How far a job got before it was suspended is its history. A trainer that was killed left no last word, so the last
     report stands, and a restart may have lost it. Kueue's jobs are deleted to be suspended, which may be at the moment
-    of their end. And what was suspended before it had a Job has none.
+    of their end. And what was suspended before it had a Job has none. A Job that is deleted at the end may have begun
+    another try, or have been suspended before it came to that.
     """
     statuses = [_without_times(body) for body in of_job(rest, FINE_TUNE_JOBS, name)]
     for status in statuses:
         if status["phase"] == Phase.SUSPENDED or name == "killed":
             status.pop("progress", None)
             status.pop("startTime", None)
+        if name == "writes-too-much":
+            status.pop("restarts", None)
     jobs = of_job(rest, JOBS, name)
     owned = {job["metadata"]["uid"] for job in jobs}
     if FATES[name].phase == Phase.SUSPENDED:
@@ -93,7 +96,7 @@ def undisturbed(name: str) -> State:
 def test_undisturbed_every_job_meets_its_fate(name: str) -> None:
     found, fate = undisturbed(name), FATES[name]
     assert [status["phase"] for status in found["statuses"]] == ([fate.phase] if fate.phase else [])
-    has_a_job = fate.phase not in (None, Phase.SUSPENDED) and name not in ("refused", "admitted")
+    has_a_job = fate.phase not in (None, Phase.SUSPENDED) and name not in ("refused", "admitted", "writes-too-much")
     assert len(found["jobs"] or ()) == has_a_job
     for field in fate.at_first.keys() & {"backoffLimit"}:
         assert [job["tries"] for job in found["jobs"]] == [fate.spec[field]]

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import asyncio
 
+from finetune_api.exit_codes import ExitCode
 from finetune_operator.engine.feed import Feed
 from finetune_operator.engine.store import Key, Store
 from finetune_operator.engine.work_queue import WorkQueue
-from plan_builders import CHILD_UID, JOB_UID, KEY, make_child, make_job, make_pod
+from finetune_operator.plan.plan import make_plan
+from plan_builders import (
+    CHILD_UID,
+    JOB_UID,
+    KEY,
+    SETTINGS,
+    at,
+    make_child,
+    make_job,
+    make_pod,
+    make_word,
+    message_of,
+)
 from virtual_time import VirtualClock, run_virtually
 
 
@@ -97,6 +110,24 @@ def test_a_pod_of_a_stranger_queues_no_job_of_ours() -> None:
     feed = make_feed()
     feed.pod("ADDED", make_pod().metadata(labels={}).obj())
     assert len(feed.queue) == 0
+
+
+def test_that_a_job_has_ended_may_be_told_by_its_farewell_alone() -> None:
+    """As where something in the cluster gives every Job a time to live."""
+    feed = make_feed()
+    feed.fine_tune_job("ADDED", make_job().obj())
+    feed.job("ADDED", make_child().obj())
+    done = make_pod().succeeded(make_word(ExitCode.COMPLETE, "trained 9 of 9 steps"))
+    feed.pod("MODIFIED", done.obj())
+    feed.job("DELETED", make_child().complete().metadata(resourceVersion="90").obj())
+    feed.pod("DELETED", done.metadata(resourceVersion="91").obj())
+    snapshot = feed.store.snapshot(KEY)
+    assert snapshot is not None
+    plan = make_plan(snapshot, SETTINGS, at(1))
+    assert plan.create == ()
+    assert message_of(plan.status, "Complete") == "trained 9 of 9 steps"
+    feed.fine_tune_job("MODIFIED", make_job().status(plan.status).metadata(resourceVersion="92").obj())
+    assert (feed.store.child_uids(), feed.store.pod_uids()) == ({}, {})
 
 
 def test_a_farewell_to_an_earlier_job_leaves_the_present_one() -> None:

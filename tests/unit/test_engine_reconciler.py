@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from finetune_api.exit_codes import ExitCode
 from finetune_operator.cluster.client import (
     CLAIMS,
     EVENTS,
@@ -542,6 +543,105 @@ def test_progress_is_written_with_the_time_of_its_writing() -> None:
     bed.seconds = 8
     assert bed.reconcile(looking=False) == timedelta(seconds=10)
     assert bed.status["progress"]["step"] == 5
+
+
+def wrote_too_much(bed: Bed) -> None:
+    """Its last try was evicted for what it wrote, and stopped in time, so that its Job does not count it."""
+    bed.submit(backoffLimit=0)
+    bed.reconcile()
+    bed.add_pod(make_pod().evicted("Usage of EmptyDir volume exceeds the limit", ExitCode.STOPPED))
+    bed.add_pod(make_pod(1).running())
+    bed.look()
+
+
+def test_an_end_that_deletes_its_job_is_told_before_its_evidence_goes() -> None:
+    bed = Bed()
+    wrote_too_much(bed)
+    works = bed.merge_patch
+
+    async def fails(*arguments: Any) -> KubernetesObject:
+        raise Unreached("etcdserver: request timed out")
+
+    bed.merge_patch = fails  # type: ignore[method-assign]
+    with pytest.raises(Unreached):
+        bed.reconcile(looking=False)
+    bed.cluster.collect_garbage()
+    assert len(bed.cluster.objects(PODS)) == 2
+    bed.merge_patch = works  # type: ignore[method-assign]
+    assert bed.reconcile() == timedelta()
+    assert conditions_of(bed.status)["Failed"] == ("True", "StorageFull")
+    assert "deletionTimestamp" not in bed.found(JOBS)["metadata"]
+    other = replace(bed.reconciler, store=Store())  # the operator is killed there, and another takes over
+    bed.store = other.store
+    bed.reconciler = other
+    bed.reconcile()
+    assert "deletionTimestamp" in bed.found(JOBS)["metadata"]
+    before = bed.cluster.version
+    bed.reconcile()
+    assert bed.cluster.version == before
+
+
+def test_a_job_that_may_not_be_deleted_at_the_end_is_deleted_when_it_may_be() -> None:
+    bed = Bed()
+    wrote_too_much(bed)
+    bed.reconcile()
+    works = bed.delete
+
+    async def refuses(*arguments: Any, **named: Any) -> None:
+        raise Refused("no Job is deleted here")
+
+    bed.delete = refuses  # type: ignore[method-assign]
+    before = bed.cluster.version
+    for _ in range(3):
+        with pytest.raises(Refused):
+            bed.reconcile()
+    assert bed.cluster.version == before
+    bed.delete = works  # type: ignore[method-assign]
+    bed.reconcile()
+    assert "deletionTimestamp" in bed.found(JOBS)["metadata"]
+
+
+def test_a_job_that_has_ended_is_kept_though_what_is_known_of_it_is_older_than_the_status() -> None:
+    bed = Bed()
+    bed.submit()
+    bed.reconcile()
+    running = bed.found(JOBS)
+    bed.edit(JOBS, status=ended("Failed"))
+    bed.add_pod(make_pod().failed(1))
+    bed.seconds = 20
+    bed.reconcile()
+    bed.store = Store()
+    bed.reconciler = replace(bed.reconciler, store=bed.store)
+    bed.store.put_job(running)
+    bed.store.put_fine_tune_job(bed.found(FINE_TUNE_JOBS))
+    with pytest.raises(Conflict):
+        bed.reconcile(looking=False)
+    bed.reconcile(looking=False)
+    assert "deletionTimestamp" not in bed.found(JOBS)["metadata"]
+
+
+def test_under_an_older_crd_pods_that_are_refused_are_told_of_and_nothing_is_written_over_and_over() -> None:
+    """The API server drops the field of a status that its CRD does not have."""
+    bed = Bed()
+    works, written = bed.merge_patch, list[Object]()
+
+    async def prunes(
+        resource: Resource, namespace: str, name: str, body: KubernetesObject, subresource: str | None = None
+    ) -> KubernetesObject:
+        status = {field: value for field, value in body["status"].items() if field != "podsMissingSince"}
+        written.append(status)
+        return await works(resource, namespace, name, {**body, "status": status}, subresource)
+
+    bed.merge_patch = prunes  # type: ignore[method-assign]
+    bed.submit()
+    bed.reconcile()
+    bed.edit(JOBS, status={"startTime": text_of(NOW)})
+    for _ in range(40):
+        wait = bed.reconcile()
+        bed.seconds += wait.total_seconds() if wait else 60
+    assert conditions_of(bed.status)["Reconciling"] == ("True", "PodsRefused")
+    assert "podsMissingSince" not in bed.status
+    assert len(written) <= 3
 
 
 def test_a_cluster_that_fails_says_so_and_the_same_key_is_done_again() -> None:

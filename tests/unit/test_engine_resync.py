@@ -22,9 +22,10 @@ def add_everything(cluster: MemoryCluster, name: str) -> tuple[Object, Object, O
     """A FineTuneJob with its Job and a pod."""
     metadata = {"name": name, "namespace": "team-a"}
     job = cluster.add(FINE_TUNE_JOBS, {"metadata": metadata, "spec": make_job().obj()["spec"]})
-    child = make_child().obj()
+    child = make_child().owned_by(job["metadata"]["uid"]).obj()
     labels = {**child["metadata"]["labels"], "finetune-operator.io/job-name": name}
-    stored = cluster.add(JOBS, {"metadata": {**metadata, "labels": labels}, "spec": child["spec"]})
+    of_job = {"labels": labels, "ownerReferences": child["metadata"]["ownerReferences"]}
+    stored = cluster.add(JOBS, {"metadata": {**metadata, **of_job}, "spec": child["spec"]})
     pod = make_pod().of(stored["metadata"]["uid"]).obj()
     kept = {**metadata, "name": f"{name}-0", "labels": labels, "ownerReferences": pod["metadata"]["ownerReferences"]}
     return job, stored, cluster.add(PODS, {"metadata": kept, "status": pod["status"]})

@@ -6,7 +6,7 @@ import pytest
 
 from finetune_api.v1alpha1.status import Phase
 from finetune_operator.engine.store import Key, Store
-from finetune_operator.metrics.jobs import Figures, figures_of
+from finetune_operator.metrics.figures import Figures, figures_of
 from plan_builders import (
     CHILD_UID,
     JOB_UID,
@@ -125,11 +125,81 @@ def test_a_successor_starts_without_what_was_said_of_its_predecessor() -> None:
 
 def test_the_answer_to_a_write_does_not_bring_back_what_was_dropped_meanwhile() -> None:
     store = Store()
-    store.update_fine_tune_job(make_job().obj())
+    store.update_fine_tune_job(make_job().obj(), {})
     assert store.snapshot(KEY) is None
     store.put_fine_tune_job(make_job().metadata(uid="another", resourceVersion="5").obj())
-    store.update_fine_tune_job(make_job().metadata(resourceVersion="9").obj())
+    store.update_fine_tune_job(make_job().metadata(resourceVersion="9").obj(), {})
     assert store.uids() == {KEY: "another"}
+
+
+def test_what_the_api_server_does_not_keep_of_a_status_is_kept_here_until_the_next_write() -> None:
+    def status() -> object:
+        snapshot = store.snapshot(KEY)
+        return snapshot and snapshot.job.status
+
+    store = Store()
+    store.put_fine_tune_job(make_job().obj())
+    one = make_job().status({"restarts": 1}).metadata(resourceVersion="11")
+    store.update_fine_tune_job(one.obj(), {"restarts": 1, "new": "x"})
+    assert status() == {"restarts": 1, "new": "x"}
+    store.put_fine_tune_job(make_job().status({"restarts": 2}).metadata(resourceVersion="12").obj())
+    assert status() == {"restarts": 2, "new": "x"}
+    store.update_fine_tune_job(make_job().status({"restarts": 3}).metadata(resourceVersion="13").obj(), {"restarts": 3})
+    assert status() == {"restarts": 3}
+    store.update_fine_tune_job(make_job().metadata(resourceVersion="14").obj(), {"new": "x"})
+    store.put_fine_tune_job(make_job().metadata(uid="another", resourceVersion="15").obj())
+    assert status() == {}
+
+
+def test_an_end_that_is_not_told_yet_outlives_its_job() -> None:
+    store = Store()
+    store.put_fine_tune_job(make_job().obj())
+    store.put_job(make_child().complete().obj())
+    for _ in range(2):
+        store.drop_job(KEY, CHILD_UID)
+        snapshot = store.snapshot(KEY)
+        assert snapshot is not None
+        assert snapshot.child is not None
+        assert snapshot.child.complete
+    store.put_fine_tune_job(make_job().status(ended()).metadata(resourceVersion="11").obj())
+    assert store.child_uids() == {}
+
+
+def test_the_end_of_a_job_that_is_told_or_nobodys_does_not_outlive_it() -> None:
+    for job, child in (
+        (make_job().status(ended(Phase.FAILED)), make_child().fails()),
+        (make_job(), make_child()),
+        (make_job(), make_child().owned_by("another").complete()),
+        (make_job().metadata(uid="another"), make_child().complete()),
+    ):
+        store = Store()
+        store.put_fine_tune_job(job.obj())
+        store.put_job(child.obj())
+        store.drop_job(KEY, CHILD_UID)
+        assert store.child_uids() == {}
+
+
+def test_a_job_that_is_gone_takes_the_end_that_is_not_told_with_it_and_a_new_job_does() -> None:
+    for forget in (
+        lambda store: store.drop_fine_tune_job(KEY, JOB_UID),
+        lambda store: store.put_fine_tune_job(make_job().metadata(uid="another", resourceVersion="99").obj()),
+    ):
+        store = Store()
+        store.put_fine_tune_job(make_job().obj())
+        store.put_job(make_child().complete().obj())
+        store.drop_job(KEY, CHILD_UID)
+        forget(store)
+        assert store.child_uids() == {}
+        store.put_job(make_child().metadata(uid="next", resourceVersion="100").obj())
+        store.drop_job(KEY, CHILD_UID)
+        assert store.child_uids() == {KEY: "next"}
+
+
+def test_a_pod_that_runs_does_not_outlive_its_end() -> None:
+    store = store_with_everything()
+    store.put_job(make_child().complete().metadata(resourceVersion="90").obj())
+    store.drop_pod(KEY, "router-0-0", "pod-uid-0")
+    assert store.pod_uids() == {}
 
 
 def test_pods_are_in_the_order_of_their_creation_and_only_the_jobs_own() -> None:

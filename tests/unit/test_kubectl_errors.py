@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from kubernetes.config import incluster_config
 
 from finetune_cli.kubectl import main as command
 from finetune_cli.kubectl.cluster import Cluster, _refused
+from finetune_cli.kubectl.kubeconfig import NoCluster, find_cluster
 
 JOBS = "/apis/finetune-operator.io/v1alpha1/finetunejobs"
 PODS = "/api/v1/namespaces/team/pods"
@@ -33,6 +35,49 @@ def test_a_refusal_says_what_to_do(path: str, status: int, body: bytes, message:
 def test_without_a_kubeconfig_it_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert command.main(["list", "--kubeconfig", str(tmp_path / "absent")]) == 1
     assert f"kubectl finetune: no cluster: there is no kubeconfig at {tmp_path / 'absent'}; " in capsys.readouterr().err
+
+
+def test_an_empty_kubeconfig_variable_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".kube").mkdir()
+    (tmp_path / ".kube" / "config").write_text(Path(kubeconfig(tmp_path, **{"current-context": "other"})).read_text())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("KUBECONFIG", "")
+    assert Cluster.connect(None, None).namespace == "team-b"
+
+
+@pytest.fixture
+def in_a_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What Kubernetes gives to a pod, and no kubeconfig."""
+    for name, content in (("token", "t0ken"), ("ca.crt", "-"), ("namespace", "team-p")):
+        (tmp_path / name).write_text(content)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("in_a_pod")
+def test_a_pod_without_a_kubeconfig_is_in_its_cluster() -> None:
+    found, namespace = find_cluster(None, None)
+    assert (found.host, namespace) == ("https://10.0.0.1:443", "team-p")
+    assert found.get_api_key_with_prefix("BearerToken") == "bearer t0ken"
+
+
+def test_what_is_asked_for_is_not_replaced_by_the_pods_cluster(in_a_pod: Path) -> None:
+    for asked in (("/absent", None), (None, "prod")):
+        with pytest.raises(NoCluster, match="there is no kubeconfig at "):
+            find_cluster(*asked)
+    file = kubeconfig(in_a_pod, **{"current-context": "other"})
+    assert find_cluster(file, None)[1] == "team-b"
+
+
+def test_nowhere_at_all_is_said(in_a_pod: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (in_a_pod / "token").unlink()
+    assert command.main(["list"]) == 1
+    assert "there is no kubeconfig at ~/.kube/config, and this is no pod with" in capsys.readouterr().err
 
 
 def test_a_file_that_is_no_text_is_no_kubeconfig(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -106,16 +151,6 @@ def test_what_stands_after_the_command_is_the_last_word(
     monkeypatch.setattr(Cluster, "jobs", lambda cluster, namespace: [])
     assert command.main([*WHERE, kubeconfig(tmp_path), "list", "-n", "team-d"]) == 0
     assert "namespace team-d" in capsys.readouterr().out
-
-
-def test_without_its_packages_it_says_how_to_get_them(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
-    assert command.main(["list"]) == 1
-    said = capsys.readouterr().err
-    assert "pip install '.[cli]'" in said
-    assert "pip install 'finetune-operator" not in said, "it is not on PyPI, where anybody could take the name"
 
 
 def test_finetune_run_needs_no_kubernetes() -> None:

@@ -84,6 +84,13 @@ def test_an_outage_of_a_minute_is_the_end() -> None:
     assert 25 < len(cluster.watched_from) < 40
 
 
+@pytest.mark.parametrize("status", [408, 429, 500, 503])
+def test_a_server_that_is_busy_is_asked_again(status: int) -> None:
+    busy = ClusterProblem("Too many requests, please try again later.", status)
+    cluster = Scripted([[job("a")]], [[busy], [event("MODIFIED", "a", "105")]])
+    assert told(cluster, 3) == ["a", None, "a"]
+
+
 def test_short_outages_do_not_add_up() -> None:
     events = [event("MODIFIED", "a", str(version)) for version in range(101, 151)]
     watches: Script = [each for one in events for each in ([one, BROKEN], [BROKEN])]  # type: ignore[list-item]

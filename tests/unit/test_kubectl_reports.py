@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import re
-import textwrap
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from finetune_api.exit_codes import ExitCode
 from finetune_cli.kubectl.advice import ADVICE, advice
 from finetune_cli.kubectl.cluster import ClusterProblem
 from finetune_cli.kubectl.describe import describe
@@ -18,6 +18,7 @@ from finetune_cli.kubectl.listing import list_jobs
 from finetune_cli.kubectl.result import how_to_load, result
 from finetune_operator.metrics.labels import REASONS
 from kubectl_records import RAN, Object, Recorded, console, job, pod, progress, said
+from plan_builders import PodBuilder, make_pod, make_word
 from status_samples import full_status
 
 OPERATOR_PAGE = Path(__file__).resolve().parents[2] / "docs" / "operator.md"
@@ -42,6 +43,7 @@ def test_a_full_status_is_read() -> None:
         (job(phase="Failed", reason="OutOfMemory"), "Failed: OutOfMemory", 16),
         (job(phase="Failed", reason="Forgetting"), "Failed: Forgetting", 18),
         (job(phase="Failed", reason="DeadlineExceeded"), "Failed: DeadlineExceeded", 1),
+        (job(phase="Failed", reason="Complete"), "Failed: Complete", 1),
     ],
 )
 def test_state_and_exit_code(body: Object, state: str, code: int) -> None:
@@ -72,6 +74,13 @@ def test_every_reason_is_documented() -> None:
     of_the_plugin = {"NotSeen"}
     documented = set(re.findall(r"`(\w+)`", "\n".join(rows)))
     assert (ADVICE.keys() | REASONS) - of_the_plugin - documented == set()
+
+
+def test_what_a_trainer_refused_is_not_to_be_changed_in_place() -> None:
+    for start, words in (({}, "and apply again"), ({"startTime": "2026-01-02T03:01:00Z"}, "and create it anew")):
+        out = console()
+        describe(Recorded(job(phase="Failed", reason="SpecInvalid", **start)), "team", "router", out)
+        assert words in " ".join(said(out).split())
 
 
 def test_advice_has_the_job_in_its_commands() -> None:
@@ -107,12 +116,58 @@ def test_describe_says_why_what_to_do_and_what_was_tried() -> None:
         "step 40 of 100 (40 %)",
         "0.8000 (task 0.5000, response 0.2500)",
         "0.1250 of accuracy on the retention rows",
-        "exit code 43, Hang: Nothing got on for too long; the log shows where each thread stood.",
-        "killed by the kernel: over its memory limit",
+        "Hang: Nothing got on for too long; the log shows where each thread stood.",
+        "OutOfMemory: used more than its memory limit; raise spec.resources.memory",
         "[Errno 12] over [/bold] the limit",
     ):
         assert part in text
     assert "to go" not in text, "a job that has ended has nothing to go"
+
+
+WROTE = "Pod ephemeral local storage usage exceeds the total limit of containers 1Gi"
+LATE = "Pod was active on the node longer than the specified deadline"
+
+
+@pytest.mark.parametrize(
+    ("made", "ending"),
+    [
+        (make_pod().succeeded(), "Complete: The job is Complete: the model was exported, reloaded and compared."),
+        (make_pod().failed(143, word=make_word(ExitCode.STOPPED, "stopped at step 7", "start it again")),
+         "Stopped: stopped at step 7; start it again"),
+        (make_pod().evicted(WROTE, 143), f"StorageFull: was evicted ({WROTE}); raise spec.resources.ephemeralStorage"),
+        (make_pod().failed(143).rejected("DeadlineExceeded", LATE),
+         f"DeadlineExceeded: {LATE}; that is no deadline of the job"),
+        (make_pod().running().disrupted(), "Preempted: was removed from its node (disruption)"),
+        (make_pod().failed(11, word=make_word(ExitCode.DATA_INVALID, "row 7", "label it")),
+         "DataInvalid: row 7; label it"),
+        (make_pod().failed(137), "OutOfMemory: was killed (exit code 137); most often memory ran out"),
+        (make_pod().on("n7").failed(128, "StartError", "no driver"),
+         "ContainerNotStarted: the node n7 cannot start the container: no driver"),
+        (make_pod().failed(77), "TrainerFailed: ended with exit code 77; its log says more"),
+        (make_pod().unschedulable("0/3 nodes are available"), "0/3 nodes are available"),
+        (make_pod().succeeded().held(), "Complete: The job is Complete: the model was exported"),
+        (make_pod().failed(0).beside("proxy", {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}),
+         "OtherContainerFailed: the trainer is done, but the container proxy failed (exit code 137, OOMKilled)"),
+        (make_pod().failed_before_its_start().before("agent", {"terminated": {"exitCode": 1, "message": "denied"}}),
+         "OtherContainerFailed: the container agent failed (exit code 1, denied); its log says more"),
+        (make_pod().scheduled().before("agent", {"waiting": {"reason": "ImagePullBackOff", "message": "back-off"}}),
+         "ImagePullFailed: the image registry.example/agent:1 of the container agent cannot be pulled"),
+        (make_pod().waiting("ErrImagePull", "manifest unknown"), "manifest unknown"),
+        (make_pod().scheduled().before("agent", {"running": {}}), "PodInitializing"),
+    ],
+)  # fmt: skip
+def test_describe_says_of_each_pod_what_the_operator_says(made: PodBuilder, ending: str) -> None:
+    out = Console(file=io.StringIO(), width=400)
+    assert describe(Recorded(job(phase="Running"), pods=(made.obj(),)), "team", "router", out) == 0
+    [row] = [line for line in said(out).splitlines() if line.startswith("router-0-0 ")]
+    assert re.split(r" {2,}", row.strip())[-1].startswith(ending)
+
+
+def test_what_runs_has_no_ending_yet() -> None:
+    out = Console(file=io.StringIO(), width=400)
+    assert describe(Recorded(job(phase="Running"), pods=(make_pod().running().obj(),)), "team", "router", out) == 0
+    [row] = [line for line in said(out).splitlines() if line.startswith("router-0-0 ")]
+    assert len(re.split(r" {2,}", row.strip())) == 3
 
 
 def test_describe_of_a_job_that_nobody_has_seen() -> None:
@@ -147,39 +202,20 @@ def test_without_a_result_the_reason_is_said(body: Object, message: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("task", "strategy", "uri", "lines"),
+    ("uri", "said", "given"),
     [
-        ("TextClassification", {"full": {}}, "pvc://models/a/b",
-         ['directory = "/models/a/b"', "AutoModelForSequenceClassification.from_pretrained(directory)"]),
-        ("TextGeneration", {"adapter": {"type": "LoRA"}}, "hf://me/tuned",
-         ['directory = "me/tuned"', "base = AutoModelForCausalLM", "PeftModel.from_pretrained(base, directory)"]),
-        ("TextGeneration", {"adapter": {"type": "LoRA", "merge": True}}, "file:///out",
-         ['directory = "/out"', "AutoModelForCausalLM.from_pretrained(directory)"]),
-        ("TextGeneration", {"adapter": {"type": "LoRA", "stackOn": [{"uri": "x"}]}}, "s3://bucket/out",
-         ['directory = "tuned"', "trust_remote_code=True"]),
-        ("TokenClassification", {"adapter": {"type": "Bottleneck"}}, "pvc://models/a", ["trust_remote_code=True"]),
-        ("QuestionAnswering", {"promptTuning": {}}, "pvc://models/a",
-         ["AutoModelForQuestionAnswering", "trust_remote_code=True"]),
-        ("TextGeneration", {"promptTuning": {}}, "pvc://models/a", ["PeftModel"]),
-        ("TextClassification", {"distillation": {}}, "pvc://models/a", ["from_pretrained(directory)"]),
+        ("pvc://models/a/b", "Mount the claim models in a pod, say at /models; the model is the folder /models/a/b.",
+         'directory = "/models/a/b"'),
+        ("s3://bucket/out", "Copy it: aws s3 cp --recursive s3://bucket/out tuned", 'directory = "tuned"'),
+        ("s3://bucket/$(id)", "Copy it: aws s3 cp --recursive 's3://bucket/$(id)' tuned", 'directory = "tuned"'),
+        ("file:///out", "", 'directory = "/out"'),
+        ('pvc://models/"+x+"', "", 'directory = "/models/\\"+x+\\""'),
     ],
 )  # fmt: skip
-def test_how_to_load_is_python(task: str, strategy: Object, uri: str, lines: list[str]) -> None:
-    text = how_to_load({"task": task, "strategy": strategy}, uri)
-    code = textwrap.dedent("\n".join(line for line in text.splitlines() if line.startswith("  ")))
-    compile(code, "loading", "exec")
-    for line in lines:
-        assert line in code
-
-
-def test_a_base_in_an_object_store_is_loaded_from_a_copy() -> None:
-    strategy = {"adapter": {"type": "LoRA"}}
-    spec = {"task": "TextGeneration", "model": {"uri": "s3://models/base"}, "strategy": strategy}
-    text = how_to_load(spec, "s3://models/tuned")
-    assert "Copy it: aws s3 cp --recursive s3://models/tuned tuned" in text
-    assert 'base_directory = "..."  # a copy of s3://models/base' in text
-    assert "from_pretrained(base_directory," in text
-    assert "base_model_name_or_path" not in text
+def test_result_says_where_the_model_is(uri: str, said: str, given: str) -> None:
+    text = how_to_load({"task": "TextClassification", "strategy": {"full": {}}}, uri)
+    assert said in text
+    assert f"\n{given}\n" in text
 
 
 def test_list_shows_those_that_run_first() -> None:

@@ -107,3 +107,9 @@ def test_two_events_never_have_one_name() -> None:
 def test_an_event_keeps_the_limits_of_the_api() -> None:
     event = build_event(snapshot(make_job()).job, Event("Normal", "R" * 200, "n" * 2000), "i" * 200, NOW)
     assert (len(event["reason"]), len(event["note"]), len(event["reportingInstance"])) == (128, 1024, 128)
+
+
+def test_the_limit_of_a_note_is_in_bytes_and_no_character_is_cut() -> None:
+    event = build_event(snapshot(make_job()).job, Event("Warning", "DataInvalid", "no rows: " + "标签" * 450), "i", NOW)
+    assert event["note"] == "no rows: " + "标签" * 169
+    assert len(event["note"].encode()) == 1023

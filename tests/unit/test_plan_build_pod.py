@@ -82,8 +82,8 @@ def test_the_pod_gets_no_credential_of_the_api_server() -> None:
 
 
 def test_the_pod_stops_gracefully_and_is_never_restarted_in_place() -> None:
-    spec = built(replace(SETTINGS, termination_grace_seconds=77))["spec"]
-    assert (spec["restartPolicy"], spec["terminationGracePeriodSeconds"]) == ("Never", 77)
+    spec = built()["spec"]
+    assert (spec["restartPolicy"], spec["terminationGracePeriodSeconds"]) == ("Never", 120)
 
 
 @pytest.mark.security(12)

@@ -6,7 +6,21 @@ from typing import Any
 
 import pytest
 
-from plan_builders import CHILD_UID, DELETED, NOW, make_child, make_job, make_pod, plan_of, touches_children
+from finetune_operator.plan.plan import Plan
+from plan_builders import (
+    CHILD_UID,
+    DELETED,
+    NOW,
+    PodBuilder,
+    at,
+    conditions_of,
+    make_child,
+    make_job,
+    make_pod,
+    message_of,
+    plan_of,
+    touches_children,
+)
 
 FIRST = {"gpusPerNode": 1, "memory": "16Gi"}
 
@@ -55,12 +69,59 @@ def test_tries_are_changed_too_where_kueue_starts_and_stops_the_job() -> None:
 def test_what_pods_are_made_with_takes_a_new_job(change: dict[str, Any], held: bool) -> None:
     job = make_job().spec(resources=FIRST)
     child, before = make_child(job), plan_of(job).create
+    job.status(plan_of(job, child, make_pod().running()).status)
     plan = plan_of(job.spec(**change).suspended(held), child, make_pod().running())
     assert (plan.delete_child, plan.change_child) == (CHILD_UID, {})
     assert not touches_children(plan_of(job, child.metadata(**DELETED), make_pod().running().metadata(**DELETED)))
-    [made] = [child for child in plan_of(job.suspended(False)).create if child["kind"] == "Job"]
+    [made] = [child for child in plan_of(job.suspended(False).status(None)).create if child["kind"] == "Job"]
     assert made != before[0]
     assert not touches_children(plan_of(job, make_child(job)))
+
+
+CHANGED = {"pod": {"labels": {"team": "research"}}}
+
+
+def test_pods_that_began_before_the_status_said_so_are_not_stopped_for_a_change() -> None:
+    """The API server took it for a change of a job that does not run, as when no operator was there to see it run."""
+    waiting = plan_of(make_job(), make_child(), make_pod())
+    job, pod = make_job().spec(**CHANGED).metadata(generation=2).status(waiting.status), make_pod().running()
+    plan = plan_of(job, make_child(), pod)
+    assert not touches_children(plan)
+    assert conditions_of(plan.status)["Running"] == ("True", "ChangeWaits")
+    told = message_of(plan.status, "Running")
+    assert told.startswith("1 of 1 pods run; what was changed in spec.resources, spec.pod or spec.queueName")
+    job.status(plan.status)
+    assert plan_of(job, make_child(), pod, now=at(60)) == Plan()
+    tries = plan_of(job.spec(backoffLimit=9).metadata(generation=3), make_child(), pod)
+    assert (tries.change_child, tries.delete_child) == ({"backoffLimit": 9}, None)
+    undone = plan_of(make_job().metadata(generation=3).status(plan.status), make_child(), pod)
+    assert conditions_of(undone.status)["Running"] == ("True", "PodsRunning")
+
+
+@pytest.mark.parametrize(
+    "pods", [(), (make_pod(1),), (make_pod().failed(1), make_pod(1))], ids=["gone", "new", "again"]
+)
+def test_a_change_that_waits_is_made_when_the_pods_have_ended(pods: tuple[PodBuilder, ...]) -> None:
+    waiting = plan_of(make_job(), make_child(), make_pod())
+    job = make_job().spec(**CHANGED).status(waiting.status)
+    job.status(plan_of(job, make_child(), make_pod().running()).status)
+    assert plan_of(job, make_child(), *pods).delete_child == CHILD_UID
+    assert plan_of(job.suspended(), make_child(), make_pod().running()).delete_child == CHILD_UID
+
+
+def test_a_trainer_that_is_done_is_not_stopped_for_a_change_while_a_sidecar_runs() -> None:
+    job = make_job().spec(**CHANGED).status(plan_of(make_job(), make_child(), make_pod()).status)
+    pod = make_pod().succeeded(since=NOW).held()
+    for seconds in (10, 60):
+        plan = plan_of(job, make_child(), pod, now=at(seconds))
+        assert not touches_children(plan)
+        job.status(plan.status)
+    assert "mesh" in message_of(job.obj()["status"], "Running")
+
+
+def test_pods_that_fail_for_good_have_the_last_word_and_not_a_change() -> None:
+    job = make_job().spec(**CHANGED).status(plan_of(make_job(), make_child(), make_pod()).status)
+    assert not touches_children(plan_of(job, make_child(), make_pod().failed(11)))
 
 
 @pytest.mark.parametrize(

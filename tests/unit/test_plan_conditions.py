@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from finetune_api.v1alpha1.status import Condition, ConditionStatus
-from finetune_operator.api.conditions import MESSAGE_LIMIT, Verdict, is_true, merge
+from finetune_operator.plan.conditions import MESSAGE_LIMIT, Verdict, is_true, merge
 from plan_builders import NOW, at
 
 
@@ -32,12 +32,6 @@ def test_another_status_is_a_transition() -> None:
     assert condition.last_transition_time == at(60)
 
 
-def test_unknown_is_a_status_of_its_own() -> None:
-    earlier = merge((), {"Running": Verdict(False, "PodsPending")}, 1, NOW)
-    [condition] = merge(earlier, {"Running": Verdict(None, "NodeLost")}, 1, at(60))
-    assert (condition.status, condition.last_transition_time) == (ConditionStatus.UNKNOWN, at(60))
-
-
 def test_a_type_without_a_verdict_goes() -> None:
     earlier = merge((), {"Reconciling": Verdict(True, "PodsPending"), "Running": Verdict(False, "PodsPending")}, 1, NOW)
     assert [c.type for c in merge(earlier, {"Running": Verdict(True, "PodsRunning")}, 1, NOW)] == ["Running"]
@@ -55,5 +49,5 @@ def test_a_long_message_is_cut() -> None:
 
 
 def test_only_true_is_true() -> None:
-    conditions = merge((), {"A": Verdict(True, "X"), "B": Verdict(False, "X"), "C": Verdict(None, "X")}, 1, NOW)
-    assert [type_ for type_ in "ABCD" if is_true(conditions, type_)] == ["A"]
+    conditions = merge((), {"A": Verdict(True, "X"), "B": Verdict(False, "X")}, 1, NOW)
+    assert [type_ for type_ in "ABC" if is_true(conditions, type_)] == ["A"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -83,6 +84,94 @@ def test_what_a_runtime_says_otherwise_at_each_try_is_left_out(number: int) -> N
     told = 'router-0-0: its node cannot start the container: container create failed: level=error msg="no /log"'
     assert pending(make_pod().waiting("CreateContainerError", words))[1] == told
     assert failed(make_pod().failed(128, "StartError", words))[1] == told
+
+
+def waits_for(reason: str, message: str = "") -> dict[str, Any]:
+    return {"waiting": {"reason": reason, "message": message}}
+
+
+def ended(exit_code: int, reason: str = "Error", message: str = "") -> dict[str, Any]:
+    return {"terminated": {"exitCode": exit_code, "reason": reason, "message": message}}
+
+
+NOT_PULLED = "the image registry.example/agent:1 of the container agent cannot be pulled; check its name, and"
+STUCK = [
+    (waits_for("ImagePullBackOff"), "ImagePullFailed", f"router-0-0: {NOT_PULLED}"),
+    (waits_for("ErrImagePull"), "ImagePullFailed", f"router-0-0: {NOT_PULLED}"),
+    (waits_for("CreateContainerConfigError", 'secret "ca" not found'), "PodConfigInvalid",
+     'router-0-0: the container agent: secret "ca" not found; that container is not the job\'s: mend what adds it'),
+    (waits_for("CreateContainerError", DRIVER), "ContainerNotStarted",
+     f"router-0-0: its node cannot start the container agent: {DRIVER}"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("state", "reason", "message"), STUCK)
+def test_another_container_that_does_not_start_is_named(state: dict[str, Any], reason: str, message: str) -> None:
+    beside = make_pod().waiting("ContainerCreating").beside("agent", state)
+    for pod in (make_pod().scheduled().before("agent", state), beside):
+        found = pending(pod)
+        assert found[0] == reason
+        assert found[1].startswith(message)
+
+
+def test_init_containers_that_run_or_are_done_are_a_healthy_start() -> None:
+    pod = make_pod().scheduled().before("first", ended(0, "Completed")).before("mesh", {"running": {}}, None, "Always")
+    assert pending(pod.before("last", waits_for("PodInitializing"))) == pending()
+
+
+def test_what_keeps_the_trainer_waiting_counts_more_than_what_keeps_another_container() -> None:
+    pod = make_pod().waiting("ErrImagePull").beside("agent", waits_for("CreateContainerError", DRIVER))
+    assert pending(pod)[1].startswith("router-0-0: the image registry.example/trainer:1 cannot be pulled")
+
+
+def test_a_native_sidecar_that_ends_again_and_again_keeps_the_pod_from_starting() -> None:
+    pod = make_pod().scheduled().before("mesh", waits_for("CrashLoopBackOff"), ended(1, message="no CA"), "Always")
+    told = "router-0-0: the container mesh ends again and again (exit code 1, no CA); its log says more"
+    assert pending(pod) == ("OtherContainerFailed", told)
+
+
+def test_an_init_container_that_failed_is_named() -> None:
+    pod = make_pod().before("agent", ended(1, message="permission denied\n")).failed_before_its_start()
+    told = "router-0-0: the container agent failed (exit code 1, permission denied); its log says more"
+    assert failed(pod) == ("OtherContainerFailed", told)
+    assert pending(pod) == ("OtherContainerFailed", f"{told}; waiting for the next try")
+
+
+def test_an_init_container_that_could_not_be_started_has_the_runtimes_words() -> None:
+    pod = make_pod().on("node-7").before("agent", ended(128, "StartError", DRIVER)).failed_before_its_start()
+    told = f"router-0-0: the node node-7 cannot start the container agent: {DRIVER}"
+    assert failed(pod) == ("ContainerNotStarted", told)
+
+
+def test_a_native_sidecar_is_never_why_a_pod_failed() -> None:
+    pod = make_pod().before("mesh", ended(137), restarts="Always").before("agent", ended(2)).failed_before_its_start()
+    assert "the container agent failed (exit code 2)" in failed(pod)[1]
+    assert failed(make_pod().before("mesh", ended(137), restarts="Always").failed(77))[0] == "TrainerFailed"
+
+
+DONE = make_word(ExitCode.COMPLETE, "trained 100 of 100 steps")
+
+
+@pytest.mark.parametrize("word", [DONE, ""])
+def test_a_job_that_fails_for_another_container_is_not_said_to_be_complete(word: str) -> None:
+    pod = make_pod().failed(0, "Completed", word).beside("istio-proxy", ended(137, "OOMKilled"))
+    told = (
+        "router-0-0: the trainer is done, but the container istio-proxy failed (exit code 137, OOMKilled); "
+        "its log says more"
+    )
+    assert failed(pod) == ("OtherContainerFailed", told)
+    assert pending(pod) == ("OtherContainerFailed", f"{told}; waiting for the next try")
+
+
+@pytest.mark.parametrize("word", [DONE, ""])
+def test_a_pod_that_failed_though_all_that_is_known_of_it_went_well_leaves_the_word_to_the_job(word: str) -> None:
+    assert failed(make_pod().failed(0, "Completed", word)) == ("BackoffLimitExceeded", "said by Kubernetes")
+    assert pending(make_pod().failed(0, "Completed", word))[0] == "PodsPending"
+
+
+def test_the_trainers_own_failure_counts_more_than_that_of_another_container() -> None:
+    pod = make_pod().failed(11, word=make_word(ExitCode.DATA_INVALID, "no rows")).beside("mesh", ended(137))
+    assert failed(pod.before("agent", ended(1))) == ("DataInvalid", "no rows")
 
 
 def test_a_long_word_of_the_scheduler_leaves_room_for_what_is_said_after_it() -> None:

@@ -11,7 +11,7 @@ from datetime import timedelta
 import pytest
 
 from finetune_api.exit_codes import ExitCode
-from finetune_operator.api.conditions import MESSAGE_LIMIT
+from finetune_operator.plan.conditions import MESSAGE_LIMIT
 from finetune_operator.plan.plan import Plan, make_plan
 from plan_builders import (
     DELETED,
@@ -289,6 +289,42 @@ def test_a_suspended_job_tells_of_a_pod_that_does_not_stop_too() -> None:
 )
 def test_a_pod_that_has_stopped_is_not_waited_for(pod: PodBuilder) -> None:
     assert waits(plan_of(make_job(), make_child(), pod, now=at(600)))[0] != "PodNotStopping"
+
+
+# ---- a Job that does not go ----
+
+HELD = make_child().metadata(**DELETED, finalizers=["foregroundDeletion", "example.com/hold"])
+
+
+def test_a_deleted_job_that_a_finalizer_keeps_is_told_of_with_what_releases_it() -> None:
+    early, late = (plan_of(make_job(), HELD, now=at(seconds)) for seconds in (29, 30))
+    assert waits(early) == WAITING
+    assert early.requeue_after == timedelta(seconds=1)
+    reason, message = waits(late)
+    assert reason == "HeldByFinalizer"
+    assert message.startswith("the Job router is deleted, and its finalizer example.com/hold keeps it: ")
+    [command] = re.findall("`(.+)`", message)
+    assert shlex.split(command)[:5] == ["kubectl", "--namespace=team-a", "patch", "job", "router"]
+    assert json.loads(shlex.split(command)[-1].removeprefix("--patch=")) == {"metadata": {"finalizers": None}}
+    assert late.requeue_after is None
+    assert plan_of(after(late), HELD, now=at(600)).status is None
+
+
+def test_a_job_of_a_queue_that_a_finalizer_keeps_waits_for_no_queue() -> None:
+    job, held = make_job().queue("other"), ChildBuilder(HELD.obj()).queued()
+    assert waits(plan_of(job, held, now=at(30)))[0] == "HeldByFinalizer"
+    suspended = plan_of(job.suspended(), held, now=at(30))
+    assert conditions_of(suspended.status)["Suspended"] == ("True", "SuspendedByUser")
+    assert "example.com/hold" in message_of(suspended.status, "Suspended")
+
+
+def test_a_deleted_job_whose_pods_still_stop_is_held_by_them() -> None:
+    pod = make_pod().running().stops_by(at(120))
+    assert waits(plan_of(make_job(), HELD, pod, now=at(60))) == WAITING
+    ours = make_child().metadata(**DELETED, finalizers=["foregroundDeletion"])
+    assert waits(plan_of(make_job(), ours, now=at(600))) == WAITING
+    kept = make_child().metadata(finalizers=["example.com/hold"])
+    assert waits(plan_of(make_job(), kept, now=at(600))) == WAITING
 
 
 def test_the_longest_names_leave_the_commands_whole() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -14,15 +14,19 @@ from plan_builders import (
     DELETED,
     JOB_UID,
     NOW,
+    ChildBuilder,
     JobBuilder,
+    PodBuilder,
     at,
     conditions_of,
     make_child,
     make_job,
     make_pod,
+    make_progress,
     make_word,
     message_of,
     plan_of,
+    text_of,
     touches_children,
 )
 
@@ -156,6 +160,32 @@ def test_a_job_of_another_owner_is_never_touched(owner: str | None, job: JobBuil
         assert reason(plan) == "ChildNameTaken"
         assert "a Job named router exists" in message_of(plan.status, "Reconciling")
         assert plan.requeue_after == timedelta(minutes=1)
+
+
+ANOTHERS = make_child().owned_by("another-uid").started(at(-7200)).complete(at(-3600))
+ANOTHERS_POD = (
+    make_pod()
+    .created(at(-7200))
+    .succeeded(make_word(ExitCode.COMPLETE, "done", progress=make_progress(100)), since=at(-7100))
+)
+
+
+@pytest.mark.parametrize(
+    ("child", "pod"),
+    [(ANOTHERS, ANOTHERS_POD), (make_child().owned_by("another-uid"), make_pod().running(at(-9)))],
+    ids=["ended", "running"],
+)
+def test_of_a_job_of_another_owner_nothing_is_told_as_its_own(child: ChildBuilder, pod: PodBuilder) -> None:
+    """Most often it is that of a FineTuneJob which had the name before, and about to go."""
+    refused = make_job().spec(**INSIDE, ttlSecondsAfterFinished=3600)
+    for job in (make_job(), refused):
+        plan = plan_of(job, child, pod, now=at(1))
+        assert plan.status is not None
+        assert plan.status.keys().isdisjoint({"startTime", "progress", "result"})
+        assert plan.status.get("completionTime") in (None, text_of(at(1)))
+        assert not plan_of(job.status(plan.status), child, pod, now=at(2)).delete_self
+    mended = make_job().metadata(generation=2).status(refused.obj()["status"])
+    assert kinds(plan_of(mended, None, now=at(3))) == ["Job"]
 
 
 def test_the_squatted_name_is_taken_once_it_is_free() -> None:
@@ -322,11 +352,12 @@ def test_a_job_that_kueue_put_into_its_default_queue_stays_there() -> None:
 
 # ---- refusal ----
 
-TOO_MUCH = {
-    "strategy": {"distillation": {"teacher": {"uri": "pvc://models/teacher"}, "relation": {}}},
+INSIDE = {"output": {"uri": "file:///models/router"}}
+# By a CRD that has no such rule yet.
+LET_IN = {
+    "strategy": {"distillation": {"teacher": {"uri": "pvc://models/teacher"}, "relation": {}, "response": {}}},
     "resources": {"gpusPerNode": 2},
 }
-INSIDE = {"output": {"uri": "file:///models/router"}}
 
 
 def test_an_output_that_would_go_with_the_pod_is_refused() -> None:
@@ -341,13 +372,14 @@ def test_an_output_that_would_go_with_the_pod_is_refused() -> None:
         assert kinds(plan_of(make_job().spec(output={"uri": uri}))) == ["Job"]
 
 
-def test_a_spec_that_only_code_can_judge_fails_with_the_field_and_is_not_tried_again() -> None:
-    job = make_job().spec(**TOO_MUCH)
+@pytest.mark.parametrize(("fields", "field"), [(INSIDE, "spec.output.uri: "), (LET_IN, "spec.resources: ")])
+def test_a_spec_that_is_refused_fails_with_the_field_and_is_not_tried_again(fields: dict[str, Any], field: str) -> None:
+    job = make_job().spec(**fields)
     plan = plan_of(job)
     assert not touches_children(plan)
     assert plan.requeue_after is None
     assert reason(plan, "Failed") == "SpecInvalid"
-    assert message_of(plan.status, "Failed").startswith("spec.resources.gpusPerNode: ")
+    assert message_of(plan.status, "Failed").startswith(field)
     assert plan_of(job.status(plan.status), now=at(999)) == Plan()
 
 
@@ -386,13 +418,40 @@ def test_a_release_that_takes_the_spec_starts_nothing_that_its_user_gave_up() ->
 
 
 def test_a_job_whose_job_an_earlier_release_stopped_for_its_spec_goes_on_while_that_is_there() -> None:
-    began = plan_of(make_job(), make_child(), make_pod().running())
-    refused = plan_of(make_job().spec(task="Poetry").status(began.status)).status
-    assert conditions_of(refused)["Failed"] == ("True", "SpecInvalid")
+    refused = refused_after(at(5))
     plan = plan_of(make_job().status(refused), make_child().metadata(**DELETED), make_pod().running())
     assert conditions_of(plan.status)["Failed"][0] == "False"
     assert kinds(plan_of(make_job().status(plan.status))) == ["Job"]
     assert plan_of(make_job().status(refused)) == Plan()
+
+
+def refused_after(start: datetime) -> dict[str, Any]:
+    """The status of a job that was refused for its spec after a trainer had started."""
+    status = plan_of(make_job().spec(task="Poetry")).status
+    assert conditions_of(status)["Failed"] == ("True", "SpecInvalid")
+    return {**(status or {}), "startTime": text_of(start)}
+
+
+QUEUED = make_job().queue()
+BEGUN = plan_of(QUEUED, make_child(QUEUED).queued(admitted=True), make_pod().running()).status or {}
+
+
+@pytest.mark.parametrize("spec", [{"task": "Poetry"}, INSIDE, LET_IN], ids=["value", "output", "rule"])
+def test_what_has_trained_is_not_failed_for_its_spec_but_waits_for_it_to_be_mended(spec: dict[str, Any]) -> None:
+    """As under Kueue, where a suspended job has no Job, after a rollback or a change."""
+    held = plan_of(make_job().queue().spec(**spec).suspended().status(BEGUN))
+    assert conditions_of(held.status)["Suspended"] == ("True", "SuspendedByUser")
+    assert not touches_children(held)
+    resumed = plan_of(make_job().queue().spec(**spec).status(held.status))
+    assert (reason(resumed), resumed.create) == ("SpecRefused", ())
+    field = "task" if "task" in spec else next(iter(spec)).replace("strategy", "resources")
+    assert message_of(resumed.status, "Reconciling").startswith(f"spec.{field}")
+    assert "it has trained, and goes on when that is mended" in message_of(resumed.status, "Reconciling")
+    assert plan_of(make_job().queue().spec(**spec).status(resumed.status), now=at(999)).status is None
+    mended = plan_of(make_job().queue().metadata(generation=3).status(resumed.status))
+    assert kinds(mended) == ["Job"]
+    assert mended.status is not None
+    assert mended.status["startTime"] == BEGUN["startTime"]
 
 
 CODE_10 = make_word(ExitCode.SPEC_INVALID, "training.maxLength 4096 is over the model's 512")
@@ -421,7 +480,7 @@ def test_a_job_that_failed_for_another_cause_may_not_though_its_spec_changes() -
 
 
 def test_what_runs_already_is_not_refused_by_a_release_that_supports_less() -> None:
-    for fields in (TOO_MUCH, INSIDE):
+    for fields in (LET_IN, INSIDE):
         child = make_child(make_job().spec(resources=fields.get("resources")))
         plan = plan_of(make_job().spec(**fields), child, make_pod().running())
         assert plan.status is not None
@@ -452,10 +511,31 @@ def test_a_job_is_deleted_when_its_time_to_live_is_over() -> None:
     assert plan_of(ended(ttlSecondsAfterFinished=0), now=at(51)) == Plan(delete_self=True)
 
 
+@pytest.mark.parametrize("pods", [(), (make_pod(),), (make_pod().running(),), (make_pod().failed(1),)])
+def test_a_job_that_goes_on_under_one_that_has_ended_is_stopped(pods: tuple[PodBuilder, ...]) -> None:
+    """As when a FineTuneJob is restored from a backup, and its status a moment after the operator has begun."""
+    for child in (make_child(), make_child().suspended()):
+        assert plan_of(ended(), child, *pods, now=at(99)) == Plan(delete_child=CHILD_UID)
+    for child in (make_child().metadata(**DELETED), make_child().owned_by("another"), make_child().fails(at(50))):
+        assert plan_of(ended(), child, *pods, now=at(99)) == Plan()
+
+
+def test_what_the_trainer_refused_does_not_begin_again_when_it_is_restored() -> None:
+    job = make_job().status(refused_after(at(-9)))
+    assert plan_of(job, make_child(), make_pod().running()) == Plan(delete_child=CHILD_UID)
+
+
+@pytest.mark.parametrize("pod", [make_pod().succeeded(), make_pod().failed(11)], ids=["done", "failed for good"])
+def test_a_job_whose_end_is_near_is_not_deleted_with_its_logs(pod: PodBuilder) -> None:
+    """What is known of it may be older than the status that tells its end."""
+    assert plan_of(ended(), make_child(), pod, now=at(99)) == Plan()
+
+
 def test_a_refused_job_has_a_time_to_live_too() -> None:
     job = make_job().spec(task="Poetry", ttlSecondsAfterFinished=60)
-    job.status(plan_of(job).status)
-    assert plan_of(job, now=at(61)).delete_self
+    plan = plan_of(job)
+    assert plan.requeue_after == timedelta(seconds=60)
+    assert plan_of(job.status(plan.status), now=at(61)).delete_self
 
 
 def test_a_running_job_is_not_deleted_whatever_its_time_to_live() -> None:
@@ -477,14 +557,21 @@ def test_a_job_that_exceeds_its_storage_at_every_try_ends_though_its_trainers_st
     plan = plan_of(job, make_child(), *tries, make_pod(3))
     assert conditions_of(plan.status)["Failed"] == ("True", "StorageFull")
     assert "spec.resources.ephemeralStorage" in message_of(plan.status, "Failed")
-    assert plan.delete_child == CHILD_UID
+    assert (plan.delete_child, plan.requeue_after) == (None, timedelta())  # with the Job goes what tells of it
+    job.status(plan.status)
+    for pods in ([*tries, make_pod(3)], [*tries, make_pod(3).running()], []):
+        assert plan_of(job, make_child(), *pods, now=at(9)) == Plan(delete_child=CHILD_UID)
+    assert plan_of(job, make_child().metadata(**DELETED), *tries) == Plan()
+    assert plan_of(job) == Plan()
 
 
-def test_a_job_has_not_failed_while_its_job_may_not_be_deleted() -> None:
-    tries = [make_pod(number).evicted(WROTE_TOO_MUCH, ExitCode.STOPPED) for number in range(3)]
-    plan = plan_of(make_job().spec(backoffLimit=2), make_child(), *tries, obstacle=DENIED)
-    assert conditions_of(plan.status)["Failed"][0] == "False"
-    assert DENIED in message_of(plan.status, "Reconciling")
+def test_the_time_to_live_does_not_hold_up_the_end_of_its_job() -> None:
+    job = make_job().spec(backoffLimit=0, ttlSecondsAfterFinished=60)
+    pod = make_pod().evicted(WROTE_TOO_MUCH, ExitCode.STOPPED)
+    plan = plan_of(job, make_child(), pod)
+    assert plan.requeue_after == timedelta()
+    left = plan_of(job.status(plan.status), make_child(), pod, now=at(20))
+    assert left == Plan(delete_child=CHILD_UID, requeue_after=timedelta(seconds=40))
 
 
 def test_a_last_try_that_was_killed_for_its_storage_is_left_to_the_job_to_count() -> None:

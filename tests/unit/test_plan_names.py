@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from contract_cases import changed, valid_job
+from contract_cases import VALID_SPECS, changed, valid_job, values_in
 from finetune_api.manifest import parse_job
 from finetune_api.v1alpha1 import FineTuneJobSpec
 from finetune_operator.plan import names
@@ -55,24 +55,13 @@ def test_a_claim_that_is_read_and_written_is_mounted_once_to_be_written() -> Non
     assert found == {"all": True}
 
 
-def test_every_source_of_the_contract_is_mounted() -> None:
-    found = names.claims(
-        spec(
-            data={
-                "train": {"uri": "pvc://a/x"},
-                "evaluation": {"uri": "pvc://b/x"},
-                "unlabeled": {"uri": "pvc://c/x"},
-                "replay": {"source": {"uri": "pvc://d/x"}},
-            },
-            evaluation={"retention": {"data": {"uri": "pvc://e/x"}}},
-            strategy={"distillation": {"teacher": {"uri": "pvc://f/x"}, "response": {}}},
-        )
-    )
-    assert set(found) == set("abcdef")
-
-
-def test_an_adapter_to_stack_on_is_mounted() -> None:
-    assert names.claims(spec(strategy={"adapter": {"stackOn": [{"uri": "pvc://earlier/x"}]}})) == {"earlier": False}
+@pytest.mark.parametrize("name", VALID_SPECS)
+def test_every_source_of_the_contract_is_mounted(name: str) -> None:
+    places = [path for path in values_in(valid_job(name)) if path[-1] == "uri" and "output" not in path]
+    for number, path in enumerate(places):
+        claim = f"claim-{number}"
+        manifest = changed(valid_job(name), path[:-1], {"uri": f"pvc://{claim}/x"})
+        assert names.claims(parse_job(manifest).spec).get(claim) is False, path
 
 
 def test_checkpoints_are_beside_the_output_and_bound_to_the_uid() -> None:

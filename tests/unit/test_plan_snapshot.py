@@ -101,6 +101,42 @@ def test_the_container_that_counts_is_the_trainers_though_a_mesh_runs_beside_it(
     assert not pod.is_living
 
 
+@pytest.mark.parametrize("zero", ["1970-01-01T00:00:00Z", "0001-01-01T00:00:00Z", "1754-08-30T22:43:41Z"])
+def test_a_container_that_never_started_did_not_start_at_the_beginning_of_its_runtimes_time(zero: str) -> None:
+    body = make_pod().failed(128, "StartError", "no driver", since=at(9)).obj()
+    terminated = body["status"]["containerStatuses"][1]["state"]["terminated"]
+    terminated["startedAt"] = zero
+    assert (observe_pod(body).started, observe_pod(body).trained_until) == (None, at(9))
+
+
+WAITS, FAILED, DONE, RUNS = (
+    {"waiting": {"reason": "ErrImagePull", "message": "not found"}},
+    {"terminated": {"exitCode": 1, "reason": "Error", "message": "denied"}},
+    {"terminated": {"exitCode": 0, "reason": "Completed"}},
+    {"running": {}},
+)
+
+
+def test_of_other_containers_those_that_wait_or_have_failed_are_read_in_the_order_of_their_start() -> None:
+    pod = make_pod().before("done", DONE).before("agent", FAILED).before("late", WAITS).beside("mesh", WAITS)
+    agent, late, mesh = observe_pod(pod.obj()).others_troubled
+    assert (agent.name, agent.exit_code, agent.termination_message, agent.waiting_reason) == ("agent", 1, "denied", "")
+    assert (late.name, late.image, late.waiting_reason) == ("late", "registry.example/late:1", "ErrImagePull")
+    assert (mesh.name, mesh.waiting_message, mesh.exit_code) == ("mesh", "not found", None)
+
+
+def test_of_a_native_sidecar_that_is_started_again_the_last_try_is_read() -> None:
+    crashes = {"waiting": {"reason": "CrashLoopBackOff"}}
+    pod = make_pod().before("mesh", crashes, last=FAILED, restarts="Always").before("again", RUNS, FAILED, "Always")
+    [mesh] = observe_pod(pod.obj()).others_troubled
+    assert (mesh.name, mesh.exit_code, mesh.is_sidecar) == ("mesh", 1, True)
+
+
+def test_init_containers_that_run_hold_no_pod() -> None:
+    pod = observe_pod(make_pod().before("mesh", RUNS, restarts="Always").beside("proxy", RUNS).obj())
+    assert pod.others_running == ("proxy",)
+
+
 def test_a_pod_that_waits_says_why() -> None:
     pod = observe_pod(make_pod().waiting("ImagePullBackOff", "back-off").obj())
     assert (pod.waiting_reason, pod.waiting_message) == ("ImagePullBackOff", "back-off")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -27,9 +28,11 @@ from plan_builders import (
     make_pod,
     make_progress,
     make_word,
+    message_of,
     plan_of,
     snapshot,
 )
+from status_samples import full_status
 
 ALWAYS = {"Complete", "Failed", "Suspended", "Running", "Queued"}
 PHASES: dict[Phase, tuple[JobBuilder, ChildBuilder | None, tuple[PodBuilder, ...]]] = {
@@ -129,7 +132,7 @@ def test_an_end_is_a_latch(end: Phase, other: Phase) -> None:
     ended = JobBuilder(job.obj()).status(planned(end))
     for observed in ((child, *pods), (None,)):
         plan = plan_of(ended, *observed, now=at(86_400))
-        assert plan == Plan()
+        assert replace(plan, delete_child=None) == Plan()
 
 
 @pytest.mark.parametrize("phase", Phase)
@@ -148,6 +151,20 @@ def test_the_start_is_that_of_the_first_trainer_and_stays() -> None:
         make_job().status(first.status), make_child(), make_pod().failed(41), make_pod(1).running(at(90)), now=at(99)
     )
     assert again.status is None or again.status["startTime"] == "2026-01-01T12:00:05Z"
+
+
+def test_a_container_that_never_started_is_no_start() -> None:
+    child = make_child().started(at(3))
+    first = make_pod().failed(128, "StartError", "no driver", since=datetime(1970, 1, 1, tzinfo=UTC))
+    waits = plan_of(make_job(), child, first, now=at(9))
+    assert waits.status is not None
+    assert "startTime" not in waits.status
+    runs = plan_of(make_job().status(waits.status), child, first, make_pod(1).running(at(20)), now=at(21))
+    assert runs.status is not None
+    assert runs.status["startTime"] == "2026-01-01T12:00:20Z"
+    fails = plan_of(make_job(), make_child().started(at(3)).fails(at(9)), first, now=at(10))
+    assert fails.status is not None
+    assert (fails.status["phase"], fails.status["startTime"]) == ("Failed", "2026-01-01T12:00:03Z")
 
 
 def test_a_job_that_waits_has_not_started() -> None:
@@ -212,6 +229,18 @@ def test_a_job_of_several_nodes_runs_when_all_do() -> None:
             plan = plan_of(make_job(), child, *pods)
             assert plan.status is not None
             assert plan.status["phase"] == phase, pods
+
+
+@pytest.mark.parametrize("code", [code for code in ExitCode if code.permanent])
+def test_a_pod_that_was_removed_gets_a_successor_whatever_its_exit_code(code: ExitCode) -> None:
+    removed = make_pod(0).failed(code).disrupted("Evicted")
+    child = make_child().started(NOW, active=1)
+    starts = plan_of(make_job(), child, removed, make_pod(1).waiting("ImagePullBackOff"), now=at(60))
+    assert starts.status is not None
+    assert conditions_of(starts.status)["Reconciling"] == ("True", "ImagePullFailed")
+    without = plan_of(make_job(), make_child().started(NOW), removed, now=at(60))
+    assert without.status is not None
+    assert without.status["podsMissingSince"] == "2026-01-01T12:01:00Z"
 
 
 def test_a_job_is_complete_when_its_first_node_is_though_others_still_stop() -> None:
@@ -313,6 +342,18 @@ def test_the_last_word_counts_more_than_the_newest_report() -> None:
     plan = plan_of(running(0), make_child().complete(at(2)), pod, progress=make_progress(97), now=at(2))
     assert plan.status is not None
     assert plan.status["progress"]["step"] == 100
+
+
+def test_the_last_word_of_a_newer_trainer_counts_without_what_is_not_known_of_it() -> None:
+    word = json.loads(make_word(ExitCode.COMPLETE, "done", progress=make_progress(100), result=full_status().result))
+    newer = json.dumps({**word, "gpuHours": "3.5", "result": {**word["result"], "newField": 1}})
+    plan = plan_of(make_job(), make_child().complete(NOW), make_pod().succeeded(newer))
+    assert plan.status is not None
+    assert (message_of(plan.status, "Complete"), plan.status["progress"]["step"]) == ("done", 100)
+    assert plan.status["result"] == word["result"]
+    failed = json.dumps({**json.loads(make_word(ExitCode.DATA_INVALID, "row 7 has no label")), "stage": "Loading"})
+    plan = plan_of(make_job(), make_child().fails(NOW), make_pod().failed(11, word=failed))
+    assert message_of(plan.status, "Failed") == "row 7 has no label"
 
 
 def test_a_job_that_has_ended_has_no_time_to_go() -> None:

@@ -6,9 +6,10 @@ from finetune_api.base import Rule
 from finetune_api.exit_codes import ExitCode
 
 _PHASE = "(has(self.status) && has(self.status.phase) ? self.status.phase : '')"
-# Such a job has not run: when the field is mended, the operator tries.
+# Such a job has not run: when the field is mended, the operator tries. What a trainer ended by that word has a start.
 _WAS_REFUSED = (
-    "has(self.status) && has(self.status.conditions) && self.status.conditions.exists(condition, condition.type == "
+    "has(self.status) && !has(self.status.startTime) && has(self.status.conditions) && "
+    "self.status.conditions.exists(condition, condition.type == "
     f"'Failed' && condition.reason == '{ExitCode.SPEC_INVALID.reason}')"
 )
 

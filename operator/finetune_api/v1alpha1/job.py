@@ -6,16 +6,17 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from finetune_api.base import GROUP, Contract, Rule
 from finetune_api.v1alpha1.changes import fixed_at_the_end, fixed_while_running, immutable
+from finetune_api.v1alpha1.metadata import ObjectMeta
 from finetune_api.v1alpha1.scheduling import PodSpec, ResourcesSpec
 from finetune_api.v1alpha1.sources import Columns, DataSource, DataSpec, ModelSource, OutputSpec
 from finetune_api.v1alpha1.status import FineTuneJobStatus
 from finetune_api.v1alpha1.strategy import PromptInitialization, Strategy
 from finetune_api.v1alpha1.training import CheckpointSpec, EvaluationSpec, Metric, TrainingSpec
-from finetune_api.values import DnsLabel, DnsSubdomain, LabelKey, LabelValue
+from finetune_api.values import DnsSubdomain
 
 VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
@@ -75,20 +76,31 @@ def _metric_rule(task: Task) -> Rule:
     )
 
 
-_WHOLE_BATCH = Rule(
-    cel="!has(self.strategy.distillation) || !has(self.strategy.distillation.relation)"
-    " || !has(self.training) || !has(self.training.microBatchSize)"
-    " || self.training.microBatchSize >= self.training.batchSize"
+_NO_SAMPLES_COMPARED = (
+    "!has(self.strategy.distillation) || !has(self.strategy.distillation.relation)"
     " || (double(self.strategy.distillation.relation.distance) == 0.0"
-    " && double(self.strategy.distillation.relation.angle) == 0.0)",
+    " && double(self.strategy.distillation.relation.angle) == 0.0)"
+)
+_WHOLE_BATCH = Rule(
+    cel=f"{_NO_SAMPLES_COMPARED} || !has(self.training) || !has(self.training.microBatchSize)"
+    " || self.training.microBatchSize >= self.training.batchSize",
     message="relations between samples (relation.distance, relation.angle) are those of a whole batch: leave out "
     "microBatchSize, or set both weights to 0",
     holds=lambda self: (
-        self.strategy.distillation is None
-        or not self.strategy.distillation.compares_samples()
+        not self.strategy.compares_samples()
         or (self.training.micro_batch_size or self.training.batch_size) >= self.training.batch_size
     ),
     field=".training.microBatchSize",
+)
+_ONE_PROCESS = Rule(
+    cel=f"{_NO_SAMPLES_COMPARED} || !has(self.resources)"
+    " || (self.resources.nodes == 1 && self.resources.gpusPerNode <= 1)",
+    message="relations between samples (relation.distance, relation.angle) are those of a whole batch in one process: "
+    "use 1 node and at most 1 GPU, or set both weights to 0",
+    holds=lambda self: (
+        not self.strategy.compares_samples() or (self.resources.nodes == 1 and self.resources.gpus_per_node <= 1)
+    ),
+    field=".resources",
 )
 _DISTILLATION_STEPS = Rule(
     cel="!has(self.strategy.distillation) || !has(self.training) || !has(self.training.maxSteps)"
@@ -177,6 +189,7 @@ class FineTuneJobSpec(Contract):
         *(_metric_rule(task) for task in Task),
         _UNLABELED,
         _WHOLE_BATCH,
+        _ONE_PROCESS,
         _DISTILLATION_STEPS,
         _LABELLED_PROMPT,
         _RATE_OF_CHOICE,
@@ -208,23 +221,6 @@ class FineTuneJobSpec(Contract):
         if strategy.adapter:
             found |= {f"strategy.adapter.stackOn[{place}]": one for place, one in enumerate(strategy.adapter.stack_on)}
         return ((f"spec.{field}", source) for field, source in found.items() if source is not None)
-
-
-class ObjectMeta(Contract):
-    """The part of a Kubernetes object's metadata that people write; the rest is kept and not looked at."""
-
-    model_config = ConfigDict(extra="allow")
-
-    name: Annotated[str, Field(min_length=1, max_length=50, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$")]
-    """Lower-case letters, digits and '-', at most 50, so that the names of its pods fit too."""
-    namespace: DnsLabel | None = None
-    """The namespace; `default` without a cluster."""
-    labels: dict[LabelKey, LabelValue] = Field(default_factory=dict)
-    """Labels of the job."""
-    annotations: dict[str, str] = Field(default_factory=dict)
-    """Annotations of the job."""
-    uid: str | None = None
-    """Set by the API server."""
 
 
 class FineTuneJob(Contract):

@@ -164,6 +164,10 @@ class DataSpec(Contract):
         ),
     )
 
+    def held_out_fraction(self) -> float:
+        """Share of `train` that is held out where there is no `evaluation`."""
+        return self.split_fraction or 0.1
+
 
 class OutputClaim(Contract):
     """A PersistentVolumeClaim to create for the output when it is not there yet. It outlives the job.

@@ -151,7 +151,8 @@ class FineTuneJobStatus(Contract):
     observed_generation: Count | None = None
     """The generation of the spec that this status is about."""
     conditions: Annotated[tuple[Condition, ...], Field(max_length=16), Unique("type")] = ()
-    """Standard conditions, all present from the first reconcile."""
+    """Standard conditions: Complete, Failed, Suspended, Running and Queued from the first reconcile, Reconciling and
+    Stalled only while they are true, and Ready from the end."""
     phase: Phase | None = None
     """The conditions as one word."""
     strategy: Text | None = None

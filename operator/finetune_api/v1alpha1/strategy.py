@@ -291,10 +291,6 @@ class DistillationStrategy(Contract):
             self.relation is not None and self.relation.self_attention > 0
         )
 
-    def compares_samples(self) -> bool:
-        """Whether relations between the samples of a batch are compared."""
-        return self.relation is not None and (self.relation.distance > 0 or self.relation.angle > 0)
-
 
 class Preference(StrEnum):
     """What an automatic choice favours."""
@@ -344,3 +340,8 @@ class Strategy(Contract):
             return self.adapter.type.value
         [approach] = self.given()
         return approach[0].upper() + approach[1:]
+
+    def compares_samples(self) -> bool:
+        """Whether relations between the samples of a batch are compared."""
+        relation = self.distillation.relation if self.distillation else None
+        return relation is not None and (relation.distance > 0 or relation.angle > 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from typing import Annotated, ClassVar
 
@@ -72,6 +73,10 @@ class TrainingSpec(Contract):
             field=".microBatchSize",
         ),
     )
+
+    def num_steps(self, num_rows: int) -> int:
+        """Optimizer steps in all, when trained on so many rows."""
+        return self.max_steps or (self.epochs or 3) * math.ceil(num_rows / self.batch_size)
 
 
 class Metric(StrEnum):

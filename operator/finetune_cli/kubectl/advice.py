@@ -15,11 +15,11 @@ ADVICE: dict[str, str] = {
     ),
     "ImagePullFailed": (
         "The administrator has to mend the operator's trainer image (FINETUNE_TRAINER_IMAGE) or the nodes' "
-        "right to pull it; the job then starts by itself."
+        "right to pull it; the job then starts by itself. Where the message names a container, its image is meant."
     ),
     "PodConfigInvalid": (
         "Create the secret that spec.pod.envFromSecrets names, with that key, in this namespace; the job then "
-        "starts by itself."
+        "starts by itself. Where the message names a container, mend what adds that one to the pod."
     ),
     "ContainerNotStarted": (
         "The node's container runtime refuses the trainer: most often its GPU driver is too old for the image "
@@ -43,6 +43,14 @@ ADVICE: dict[str, str] = {
         "The CRD is newer than the operator. The administrator has to upgrade the operator, or apply the CRD of its "
         "version; the job then starts by itself."
     ),
+    "SpecRefused": (
+        "Its spec was changed, or the operator was, since it trained. Mend the field that the message names, or have "
+        "the administrator bring back a version of the operator that takes it; it then goes on from its checkpoint."
+    ),
+    "HeldByFinalizer": (
+        "Its Job is deleted, to be made anew, and something else keeps it there until it has done its own part. See to "
+        "what sets that finalizer; if that is gone, the command in the message lets the Job go."
+    ),
     "ChildNameTaken": (
         "A Job of that name belongs to somebody else. Delete it if it is not needed, or create this FineTuneJob "
         "under another name."
@@ -58,6 +66,10 @@ ADVICE: dict[str, str] = {
     "HeldBySidecar": (
         "Training has ended, and another container keeps the pod. Have the mesh add native sidecars, or leave the "
         "job's pods out of it (docs/installing.md, Service meshes). The job ends when that container does."
+    ),
+    "ChangeWaits": (
+        "It trains as it was before the change. To have it at once: set spec.suspend to true, and to false again when "
+        "it is Suspended; training goes on from its checkpoint."
     ),
     "Complete": "kubectl finetune result NAME -n NAMESPACE shows what tuning did and how to load the model.",
     # It failed, and would again.
@@ -100,8 +112,8 @@ ADVICE: dict[str, str] = {
         "evicted raise spec.resources.ephemeralStorage. Then create the job anew."
     ),
     "NetworkUnavailable": (
-        "A hub, an object store, a server or another node could not be reached: check NetworkPolicies, proxy and DNS "
-        "from the pod, and that all pods start; then create the job anew."
+        "A hub, an object store, a server or another process of the job could not be reached: check NetworkPolicies, "
+        "proxy and DNS from the pod, and that all pods start; then create the job anew."
     ),
     "WorkDirectoryBusy": (
         "Another trainer is at work in the same directory: two jobs with one output, or a pod on a lost node. "
@@ -118,6 +130,12 @@ ADVICE: dict[str, str] = {
     "Stopped": "It was stopped and has saved a checkpoint; created anew under the same name, it starts afresh.",
     "InternalError": "A defect of the trainer or of the machine: the log has the traceback; please report it.",
     "TrainerFailed": "The container ended with a code that is not the trainer's: its log says more.",
+    "OtherContainerFailed": (
+        "The container that the message names is not the job's: kubectl logs POD -c CONTAINER -n NAMESPACE has its "
+        "words. Mend what adds it to the pod, or leave the job's pods out of it; a mesh's proxy has to be a native "
+        "sidecar (docs/installing.md, Service meshes). If the job has failed, create it anew; where the trainer is "
+        "done, its output is whole all the same."
+    ),
     "Preempted": (
         "Its pods were removed from their nodes, or lost with them, too often. Use a higher "
         "spec.pod.priorityClassName or nodes that stay, raise spec.backoffLimit, and create it anew."
@@ -137,9 +155,19 @@ ADVICE: dict[str, str] = {
 }
 
 
-def advice(reason: str, namespace: str, name: str) -> str:
+_OF_THE_TRAINER = {
+    "SpecInvalid": (
+        f"{_SAME_AGAIN}, and what has ended cannot be changed: mend the field that the message names, delete the job, "
+        "and create it anew; finetune validate checks a manifest first."
+    )
+}
+"""In place of those, where the same word ended a job that had begun."""
+
+
+def advice(reason: str, namespace: str, name: str, *, begun: bool = False) -> str:
     """What to do, with the job's own name in the commands; empty for a reason that is not known here."""
-    return fill(ADVICE.get(reason, ""), namespace, name)
+    known = {**ADVICE, **_OF_THE_TRAINER} if begun else ADVICE
+    return fill(known.get(reason, ""), namespace, name)
 
 
 def fill(text: str, namespace: str, name: str) -> str:

@@ -11,12 +11,11 @@ from datetime import datetime
 from http import HTTPStatus
 from typing import Any, Self
 
-import yaml
-from kubernetes import client, config
-from kubernetes.config.kube_config import KubeConfigLoader, KubeConfigMerger
+from kubernetes import client
 from urllib3.exceptions import HTTPError
 
 from finetune_api.v1alpha1 import GROUP, PLURAL
+from finetune_cli.kubectl.kubeconfig import NoCluster, find_cluster
 from finetune_operator.cluster.client import FINE_TUNE_JOBS, PODS, Resource
 from finetune_operator.plan.names import CONTAINER, JOB_NAME_LABEL
 
@@ -30,6 +29,9 @@ _SILENT_SECONDS = _WATCH_SECONDS + 30
 """A connection that says nothing for longer than a watch can last is dead."""
 _RETRY_SECONDS = 2.0
 _OUTAGE_SECONDS = 60.0
+_BUSY = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
+_SERVERS_OWN = HTTPStatus.INTERNAL_SERVER_ERROR
+"""Errors from here on are not the request's."""
 _PAGE = 500
 _NEAR = 5
 
@@ -58,28 +60,18 @@ class Cluster:
     def __init__(self, api: client.ApiClient, namespace: str) -> None:
         self._api = api
         self.namespace = namespace
-        """The namespace of the kubeconfig's context."""
+        """The namespace to look in where none is named."""
 
     @classmethod
     def connect(cls, kubeconfig: str | None, context: str | None) -> Self:
-        """The cluster of a kubeconfig (KUBECONFIG, ~/.kube/config). Raises ClusterProblem."""
-        configuration = client.Configuration()
-        configuration.retries = False  # an unreachable server is said at once
+        """The cluster that kubectl would ask. Raises ClusterProblem."""
         try:
-            # Not `load_kube_config`: it does not tell the context, and to list all of them needs a current one.
-            place = kubeconfig or config.KUBE_CONFIG_DEFAULT_LOCATION
-            merged = KubeConfigMerger(place)
-            if merged.config is None:
-                raise _no_cluster(f"there is no kubeconfig at {place}")
-            loader = KubeConfigLoader(merged.config, active_context=context, config_base_path=None)
-            loader.load_and_set(configuration)
-            namespace = loader.current_context["context"].get("namespace")
-        except (config.ConfigException, OSError) as error:
-            raise _no_cluster(str(error)) from None
-        except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
-            # The library takes its form for granted.
-            raise _no_cluster(f"{place} is no kubeconfig") from None
-        return cls(client.ApiClient(configuration), namespace or "default")
+            configuration, namespace = find_cluster(kubeconfig, context)
+        except NoCluster as error:
+            todo = "set KUBECONFIG, or give --kubeconfig and --context as to kubectl"
+            raise ClusterProblem(f"no cluster: {error}; {todo}") from None
+        configuration.retries = False  # an unreachable server is said at once
+        return cls(client.ApiClient(configuration), namespace)
 
     def job(self, namespace: str, name: str) -> Object:
         """A FineTuneJob; when there is none, the message has the nearest names."""
@@ -184,10 +176,6 @@ class Cluster:
         )
 
 
-def _no_cluster(cause: str) -> ClusterProblem:
-    return ClusterProblem(f"no cluster: {cause}; set KUBECONFIG, or give --kubeconfig and --context as to kubectl")
-
-
 class _Follower:
     """A list and then watches, one after the other, over connections that break."""
 
@@ -239,7 +227,7 @@ class _Follower:
         """Wait before the next try. Raises the error when another try is of no use, or too many were."""
         if error.status == HTTPStatus.GONE:
             self._version = ""
-        elif error.status is not None and error.status < HTTPStatus.INTERNAL_SERVER_ERROR:
+        elif error.status is not None and error.status not in _BUSY and error.status < _SERVERS_OWN:
             raise error
         now = time.monotonic()
         self._failing_since = self._failing_since or now

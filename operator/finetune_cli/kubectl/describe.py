@@ -15,14 +15,11 @@ from finetune_cli.kubectl.cluster import Cluster, Object, event_time
 from finetune_cli.kubectl.facts import Facts, age, utc_now
 from finetune_cli.kubectl.refusals import advice_on_refusal, words_of_refusal
 from finetune_cli.text import add_row, say
-from finetune_operator.plan.diagnosis import was_removed, why_pod_failed, why_removed
+from finetune_operator.plan.diagnosis import was_removed, why_pod_failed, why_waiting
 from finetune_operator.plan.late import PODS_REFUSED
 from finetune_operator.plan.snapshot import ObservedPod, observe_pod
 
 _EVENTS = 10
-_KILLED = 137
-_BY_THE_NODE = ("ContainerNotStarted", "RejectedByNode")
-"""Ends of pods in which no trainer ever was."""
 
 
 def describe(cluster: Cluster, namespace: str, name: str, console: Console) -> int:
@@ -45,7 +42,8 @@ def _print_why(facts: Facts, refusal: str, console: Console) -> None:
     reason, message = (PODS_REFUSED, refusal) if refusal else facts.cause
     say(console, f"Why   {reason}{f': {message}' if message else ''}")
     job = (facts.namespace, facts.name)
-    if todo := advice_on_refusal(refusal, *job) or advice(reason, *job):
+    begun = facts.status.start_time is not None
+    if todo := advice_on_refusal(refusal, *job) or advice(reason, *job, begun=begun):
         say(console, f"Do    {todo}")
     if facts.phase == Phase.FAILED:
         say(console, f"Log   kubectl finetune logs {facts.name} -n {facts.namespace}")
@@ -102,19 +100,15 @@ def _attempts(pods: Sequence[ObservedPod]) -> Table:
 
 def _ending(pod: ObservedPod) -> str:
     """How a pod ended, or what keeps it from starting."""
-    if pod.terminated_reason == "OOMKilled":
-        return "killed by the kernel: over its memory limit"
-    if was_removed(pod):
-        return f"removed from its node ({why_removed(pod)})"
-    if pod.phase == "Failed" and (cause := why_pod_failed(pod)) and cause.reason in _BY_THE_NODE:
-        return cause.message.removeprefix(f"{pod.name}: ").removeprefix(f"{pod.name} ")
-    if pod.exit_code is None:
-        return pod.waiting_message or pod.waiting_reason or (pod.scheduling_message if pod.scheduled is False else "")
-    if pod.exit_code in set(ExitCode):
-        code = ExitCode(pod.exit_code)
-        return f"exit code {code.value}, {code.reason}: {code.explanation}"
-    memory = ", most often because memory ran out" if pod.exit_code == _KILLED else ""
-    return f"exit code {pod.exit_code}{memory}"
+    if pod.phase == "Succeeded" or (pod.exit_code == ExitCode.COMPLETE and not pod.has_ended):
+        return f"{ExitCode.COMPLETE.reason}: {ExitCode.COMPLETE.explanation}"
+    if pod.has_ended or pod.exit_code is not None or was_removed(pod):
+        cause = why_pod_failed(pod)
+    else:
+        cause = None if pod.waiting_message else why_waiting(pod)
+    if cause:
+        return f"{cause.reason}: {cause.message.removeprefix(f'{pod.name}: ').removeprefix(f'{pod.name} ')}"
+    return pod.waiting_message or pod.waiting_reason or (pod.scheduling_message if pod.scheduled is False else "")
 
 
 def _event_table(events: Sequence[Object]) -> Table:

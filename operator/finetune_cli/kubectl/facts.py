@@ -14,7 +14,7 @@ from finetune_api.v1alpha1.status import ChosenStrategy, ConditionStatus, FineTu
 from finetune_operator.plan.late import HELD_BY_SIDECAR
 from finetune_operator.plan.stored import read_status
 
-_CODES = {code.reason: code for code in ExitCode}
+_CODES = {code.reason: code for code in ExitCode if code != ExitCode.COMPLETE}
 _NOT_SEEN = "NotSeen"
 
 
@@ -82,7 +82,7 @@ class Facts:
 
     @property
     def exit_code(self) -> int:
-        """What `finetune run` would have ended with; 1 for what is no exit code of the trainer."""
+        """What `finetune run` would have ended with: 0 only if Complete, 1 for what is no exit code of the trainer."""
         if self.phase == Phase.COMPLETE:
             return ExitCode.COMPLETE
         return _CODES.get(self.cause[0], ExitCode.INTERNAL_ERROR)

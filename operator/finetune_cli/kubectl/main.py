@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from finetune_api.exit_codes import ExitCode
+from finetune_cli.extras import lack_of
 
 if TYPE_CHECKING:
     from finetune_cli.kubectl.cluster import Cluster
 
-_PLAIN_WIDTH = 160  # without a terminal the width is unknown, and a name cut in two could not be copied
 _INTERRUPTED = 128 + signal.SIGINT
 _EPILOG = (
     "The exit code of watch is the first failed job's, as in docs/exit-codes.md, and 0 when all are Complete. Every "
@@ -25,19 +24,16 @@ _EPILOG = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     options = _parser().parse_args(arguments)
-    if importlib.util.find_spec("kubernetes") is None or importlib.util.find_spec("rich") is None:
-        print(
-            "kubectl finetune: needs the packages of the extra `cli`; in a checkout of the finetune-operator: "
-            "pip install '.[cli]'",
-            file=sys.stderr,
-        )
+    if lack := lack_of(("kubernetes", "rich"), "cli"):
+        print(f"kubectl finetune: {lack}", file=sys.stderr)
         return ExitCode.INTERNAL_ERROR
     from finetune_cli.kubectl.cluster import Cluster, ClusterProblem  # takes most of a second
+    from finetune_cli.text import plain
 
     try:
         return _run(options, Cluster.connect(options.kubeconfig, options.context))
     except ClusterProblem as problem:
-        print(f"kubectl finetune: {problem}", file=sys.stderr)
+        print(plain(f"kubectl finetune: {problem}"), file=sys.stderr)
         return ExitCode.INTERNAL_ERROR
     except KeyboardInterrupt:
         return _INTERRUPTED
@@ -47,11 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, cluster: Cluster) -> int:
-    from rich.console import Console
+    from finetune_cli.text import make_console
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_PLAIN_WIDTH)
+    console = make_console()
     everywhere = getattr(options, "all_namespaces", False)
     namespace: str = options.namespace or cluster.namespace
     match options.command:

@@ -80,7 +80,8 @@ class _Watch:
             if facts is None or facts.exit_code == ExitCode.COMPLETE:
                 continue
             reason, message = facts.cause
-            say(console, f"{facts.name} failed: {reason}: {message}\n  {advice(reason, facts.namespace, facts.name)}")
+            todo = advice(reason, facts.namespace, facts.name, begun=facts.status.start_time is not None)
+            say(console, f"{facts.name} failed: {reason}: {message}\n  {todo}")
             code = code or facts.exit_code
         return code
 

@@ -32,6 +32,7 @@ class Feed:
         """A Job was seen."""
         key = _key(body)
         if type_ == DELETED:
+            self.store.put_job(body)  # that it has ended may be told by its farewell alone
             self.store.drop_job(key, body["metadata"]["uid"])
             self.queue.add(key)
         elif self.store.put_job(body):

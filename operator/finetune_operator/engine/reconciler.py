@@ -164,7 +164,7 @@ class Reconciler:
         except Conflict:
             await self._refresh_fine_tune_job(key, job.uid)
             raise
-        self.store.update_fine_tune_job(answer)
+        self.store.update_fine_tune_job(answer, plan.status)
         self.applied(snapshot, plan)
         await self._post_events(key, snapshot, plan)
 

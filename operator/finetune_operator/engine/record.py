@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from finetune_api.v1alpha1.status import Phase
-from finetune_operator.metrics.jobs import Figures, Times, figures_of
+from finetune_operator.metrics.figures import Figures, Times, figures_of
 from finetune_operator.plan.snapshot import KubernetesObject, parse_time, version_of
 from finetune_operator.plan.stored import read_status
 
 _PHASES = {phase.value: phase for phase in Phase}
+_NONE = Figures()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Record:
     strategy: str
     model: str
     phase: Phase
-    figures: Figures | None
+    figures: Figures
     """Of the status, for the metrics."""
     times: Times
 
@@ -70,10 +71,10 @@ def _time(status: KubernetesObject, field: str) -> datetime | None:
         return None
 
 
-def _figures(status: KubernetesObject) -> Figures | None:
+def _figures(status: KubernetesObject) -> Figures:
     """Read once and not at every scrape."""
     if not status.keys() & {"progress", "result"}:
-        return None
+        return _NONE
     found = read_status(status)
     return figures_of(found.progress, found.result)
 

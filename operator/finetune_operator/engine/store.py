@@ -10,7 +10,7 @@ from typing import NamedTuple
 from finetune_api.v1alpha1.status import Phase, Progress
 from finetune_operator.engine.past import Past
 from finetune_operator.engine.record import Record, make_record, packed
-from finetune_operator.metrics.jobs import Figures, JobSample, figures_of
+from finetune_operator.metrics.figures import Figures, JobSample, figures_of
 from finetune_operator.plan.names import JOB_NAME_LABEL
 from finetune_operator.plan.snapshot import (
     KubernetesObject,
@@ -42,6 +42,10 @@ class Store:
         self._pods: dict[Key, dict[str, tuple[int, ObservedPod]]] = {}
         self._progress: dict[Key, tuple[Progress, Figures]] = {}
         self._past: Past[Key] = Past()
+        self._unkept: dict[Key, KubernetesObject] = {}
+        """Fields of the last status written that the API server has not kept."""
+        self._farewells: dict[Key, dict[str, str]] = {}
+        """Of whose end nothing is left but what is known here: the UIDs of the Job ("") and of pods by name."""
         self._deletions: list[set[str]] = []
 
     def __len__(self) -> int:
@@ -94,18 +98,29 @@ class Store:
         key, record = _key(body), make_record(body)
         known = self._jobs.get(key)
         is_another = known is not None and known.uid != record.uid
-        if is_another:
-            self._past.forget(key)
         if is_another or record.phase in _ENDED:
             self._progress.pop(key, None)  # the last word is in the status
+        if is_another:
+            self._past.forget(key)
+            self._unkept.pop(key, None)
         self._jobs[key] = record
+        self._say_farewell(key)
         return key
 
-    def update_fine_tune_job(self, body: KubernetesObject) -> None:
-        """Note the answer to a write of our own; what was dropped meanwhile stays dropped."""
-        known = self._jobs.get(_key(body))
-        if known is not None and known.uid == body["metadata"]["uid"]:
-            self.put_fine_tune_job(body)
+    def update_fine_tune_job(self, body: KubernetesObject, written: KubernetesObject) -> None:
+        """Note the answer to a write of our own; what was dropped meanwhile stays dropped.
+
+        An older CRD does not have each field of the status that was written, and the API server keeps none of those:
+        they are kept here, or the next plan would write them again, and the next.
+        """
+        key = _key(body)
+        known = self._jobs.get(key)
+        if known is None or known.uid != body["metadata"]["uid"]:
+            return
+        self.put_fine_tune_job(body)
+        self._unkept.pop(key, None)
+        if unkept := {field: value for field, value in written.items() if field not in body.get("status", {})}:
+            self._unkept[key] = unkept
 
     def drop_fine_tune_job(self, key: Key, uid: str) -> bool:
         """Forget a FineTuneJob that is gone, if it is the one with that UID; its children go by their own events."""
@@ -115,6 +130,8 @@ class Store:
         del self._jobs[key]
         self._progress.pop(key, None)
         self._past.forget(key)
+        self._unkept.pop(key, None)
+        self._say_farewell(key)
         return True
 
     def put_job(self, body: KubernetesObject) -> Key | None:
@@ -125,12 +142,17 @@ class Store:
         if (known := self._children.get(key)) is not None and known.uid != child.uid:
             self._keep_restarts(key, known)
         self._children[key] = child
+        self._say_farewell(key)
         return key
 
     def drop_job(self, key: Key, uid: str) -> None:
-        """Forget a Job that is gone, if it is the one with that UID."""
+        """Forget a Job that is gone, if it is the one with that UID: once its end is told, or another would be made."""
         self._note_deletion(uid)
-        if key in self._children and self._children[key].uid == uid:
+        if key not in self._children or self._children[key].uid != uid:
+            return
+        if self._ends_untold(key):
+            self._farewells.setdefault(key, {})[""] = uid
+        else:
             self._keep_restarts(key, self._children.pop(key))
 
     def put_pod(self, body: KubernetesObject) -> Key | None:
@@ -142,10 +164,13 @@ class Store:
         return key
 
     def drop_pod(self, key: Key, name: str, uid: str) -> None:
-        """Forget a pod that is gone, if it is the one with that UID."""
+        """Forget a pod that is gone, if it is the one with that UID: once the end is told, which may be by its word."""
         self._note_deletion(uid)
         pods = self._pods.get(key, {})
         if name in pods and pods[name][1].uid == uid:
+            if pods[name][1].has_ended and self._ends_untold(key):
+                self._farewells.setdefault(key, {})[name] = uid
+                return
             _, pod = pods.pop(name)
             if key in self._jobs:
                 self._past.gone(key, pod)
@@ -183,10 +208,11 @@ class Store:
             return None
         child = self._children.get(key)
         pods = sorted((pod for _, pod in self._pods.get(key, {}).values()), key=lambda pod: (pod.created, pod.name))
-        own = [pod for pod in pods if child is not None and pod.job_uid == child.uid]
-        status = json.loads(record.status)
+        is_own = child is not None and child.owner_uid == record.uid
+        own = [pod for pod in pods if child is not None and is_own and pod.job_uid == child.uid]
+        status = {**self._unkept.get(key, {}), **json.loads(record.status)}
         restarts = _count(status, "restarts")
-        if child is not None and child.owner_uid == record.uid:
+        if child is not None and is_own:
             restarts = self._past.restarts(key, child.uid, own, restarts)
         return Snapshot(
             job=ObservedFineTuneJob(
@@ -214,8 +240,25 @@ class Store:
             reported = self._progress.get(key)
             yield JobSample(
                 key.namespace, key.name, record.task, record.strategy, record.model, record.phase,
-                stored=reported[1] if reported else record.figures, times=record.times,
+                reported[1] if reported else record.figures, record.times,
             )  # fmt: skip
+
+    def _ends_untold(self, key: Key) -> bool:
+        """Whether a Job of a FineTuneJob has ended, of which the status does not tell yet."""
+        child, record = self._children.get(key), self._jobs.get(key)
+        if child is None or record is None or record.uid != child.owner_uid:
+            return False
+        return child.has_ended and record.phase not in _ENDED
+
+    def _say_farewell(self, key: Key) -> None:
+        """Forget what is gone, and was kept until the end was told."""
+        if key not in self._farewells or self._ends_untold(key):
+            return
+        for name, uid in self._farewells.pop(key).items():
+            if name:
+                self.drop_pod(key, name, uid)
+            else:
+                self.drop_job(key, uid)
 
     def _keep_restarts(self, key: Key, child: ObservedJob) -> None:
         """Count the restarts of a Job that is gone for good."""

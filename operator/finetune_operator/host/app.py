@@ -34,6 +34,7 @@ from finetune_operator.host.settings import OperatorSettings
 from finetune_operator.host.watches import make_registry, make_settings
 from finetune_operator.metrics.jobs import JobCollector
 from finetune_operator.metrics.operator import CONTROLLER, OperatorMetrics
+from finetune_operator.plan.names import PROGRESS_AUDIENCE
 from finetune_operator.plan.settings import PodSettings
 from finetune_operator.plan.status import progress_interval
 from finetune_operator.progress.pace import Pace
@@ -206,7 +207,7 @@ class App:
     def _progress_app(self, cluster: KubernetesCluster, certificate: Certificate) -> web.Application:
         """Takes the trainers' reports. Only the leader has the store they go into; the others pass them on to it."""
         settings = self.settings
-        reviewer = TokenReviewer(cluster, settings.pod_settings().progress_audience, identify_pod)
+        reviewer = TokenReviewer(cluster, PROGRESS_AUDIENCE, identify_pod)
         server = ProgressServer(self.store, reviewer, self._reported, self._count_report)
         relay = Relay(
             acts=lambda: self._has_store and self.leadership.holds(),

@@ -10,15 +10,20 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from finetune_api.exit_codes import ExitCode
+from finetune_api.newer import read_known
 from finetune_api.run import Termination
+from finetune_operator.plan.containers import OtherContainer
 from finetune_operator.plan.snapshot import ObservedJob, ObservedPod
 
 PODS_PENDING = "PodsPending"
+_CONFIG_INVALID = "PodConfigInvalid"
+_OTHER_FAILED = "OtherContainerFailed"
 _KILLED = 137
 _IMAGE_REASONS = frozenset(
     {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
 )
 _CONFIG_REASON = "CreateContainerConfigError"
+_CRASHES = "CrashLoopBackOff"
 _UNSTARTED_REASONS = frozenset({"CreateContainerError", "RunContainerError", "StartError", "ContainerCannotRun"})
 _MORE_MEMORY = "raise spec.resources.memory or lower spec.training.microBatchSize and spec.evaluation.batchSize"
 _DEADLINE = "DeadlineExceeded"
@@ -52,20 +57,8 @@ STARTING = Diagnosis(PODS_PENDING, "waiting for pods to run")
 def why_pending(pods: Sequence[ObservedPod], late: Diagnosis | None = None) -> Diagnosis:
     """Why not every pod runs. The pods are in the order of their creation; what is late does not come by itself."""
     waiting = [pod for pod in pods if pod.phase == "Pending" and pod.is_living]
-    for pod in waiting:
-        if pod.waiting_reason in _IMAGE_REASONS:
-            # Kubernetes alternates between two of them, with two messages: one is said, or each turn were a write.
-            return Diagnosis(
-                "ImagePullFailed",
-                f"{pod.name}: the image {pod.image} cannot be pulled; check its name, and that the nodes may pull it",
-            )
-        if pod.waiting_reason == _CONFIG_REASON:
-            hint = "check the secrets named in spec.pod.envFromSecrets"
-            return Diagnosis(
-                "PodConfigInvalid", f"{pod.name}: {_quoted(pod.waiting_message) or _CONFIG_REASON}; {hint}"
-            )
-        if pod.waiting_reason in _UNSTARTED_REASONS:
-            return _unstarted(pod, pod.waiting_message, pod.waiting_reason)
+    if cause := next((cause for pod in waiting if (cause := why_waiting(pod))), None):
+        return cause
     if late:
         return late
     for pod in waiting:
@@ -74,6 +67,38 @@ def why_pending(pods: Sequence[ObservedPod], late: Diagnosis | None = None) -> D
     if _lacks_a_node(pods) and (cause := _why_pods_failed(pods)):
         return Diagnosis(cause.reason, f"{_beginning(cause.message, _CAUSE)}; waiting for the next try")
     return STARTING
+
+
+def why_waiting(pod: ObservedPod) -> Diagnosis | None:
+    """Why a container of a pod does not start, the trainer's before others; None where nothing is wrong."""
+    if pod.waiting_reason in _IMAGE_REASONS:
+        return _image_not_pulled(pod, pod.image)
+    if pod.waiting_reason == _CONFIG_REASON:
+        hint = "check the secrets named in spec.pod.envFromSecrets"
+        return Diagnosis(_CONFIG_INVALID, f"{pod.name}: {_quoted(pod.waiting_message) or _CONFIG_REASON}; {hint}")
+    if pod.waiting_reason in _UNSTARTED_REASONS:
+        return _unstarted(pod, pod.waiting_message, pod.waiting_reason)
+    return next((cause for other in pod.others_troubled if (cause := _why_other_waits(pod, other))), None)
+
+
+def _why_other_waits(pod: ObservedPod, other: OtherContainer) -> Diagnosis | None:
+    if other.waiting_reason in _IMAGE_REASONS:
+        return _image_not_pulled(pod, other.image, f" of the container {other.name}")
+    if other.waiting_reason == _CONFIG_REASON:
+        said = _quoted(other.waiting_message) or _CONFIG_REASON
+        hint = "that container is not the job's: mend what adds it to the pod"
+        return Diagnosis(_CONFIG_INVALID, f"{pod.name}: the container {other.name}: {said}; {hint}")
+    if other.waiting_reason in _UNSTARTED_REASONS:
+        return _unstarted(pod, other.waiting_message, other.waiting_reason, other.name)
+    if other.waiting_reason == _CRASHES:
+        return Diagnosis(_OTHER_FAILED, f"{pod.name}: {_how_other_ended(other, 'ends again and again')}")
+    return None
+
+
+def _image_not_pulled(pod: ObservedPod, image: str, of: str = "") -> Diagnosis:
+    # Kubernetes alternates between two reasons, with two messages: one is said, or each turn were a write.
+    said = f"the image {image}{of} cannot be pulled; check its name, and that the nodes may pull it"
+    return Diagnosis("ImagePullFailed", f"{pod.name}: {said}")
 
 
 def why_failed(child: ObservedJob, pods: Sequence[ObservedPod]) -> Diagnosis:
@@ -97,8 +122,9 @@ def evicted_too_often(pods: Sequence[ObservedPod], limit: int) -> Diagnosis | No
 
 
 def failed_for_good(pod: ObservedPod) -> bool:
-    """Whether a pod ended as the Job's podFailurePolicy lets no other pod try again."""
-    return pod.phase == "Failed" and any(pod.exit_code == code for code in ExitCode if code.permanent)
+    """Whether a pod ended as the Job's podFailurePolicy lets no other pod try again; it asks for disruptions first."""
+    has_failed = pod.phase == "Failed" and not pod.disrupted
+    return has_failed and any(pod.exit_code == code for code in ExitCode if code.permanent)
 
 
 def last_word(pods: Sequence[ObservedPod]) -> Termination | None:
@@ -133,7 +159,7 @@ def _distance_from_the_cause(pod: ObservedPod) -> int:
 
 
 def why_pod_failed(pod: ObservedPod) -> Diagnosis | None:
-    """Why a pod's trainer ended; None where nobody says."""
+    """Why a pod failed, by its trainer if that did, else by another container; None where nobody says."""
     # The kernel's word comes first: a trainer that ran out of memory could not say so itself.
     if pod.terminated_reason == "OOMKilled":
         return Diagnosis(
@@ -145,7 +171,7 @@ def why_pod_failed(pod: ObservedPod) -> Diagnosis | None:
         hint = "raise spec.resources.ephemeralStorage, or have the model and the output on claims"
         return Diagnosis(ExitCode.STORAGE_FULL.reason, f"{pod.name} was evicted ({said}); {hint}")
     if was_removed(pod):
-        why = [why_removed(pod), said or (_quoted(pod.termination_message) if _is_lost(pod) else "")]
+        why = [_why_removed(pod), said or (_quoted(pod.termination_message) if _is_lost(pod) else "")]
         return Diagnosis("Preempted", f"{pod.name} was removed from its node ({': '.join(filter(None, why))})")
     if pod.terminated_reason in _UNSTARTED_REASONS:
         return _unstarted(pod, pod.termination_message, pod.terminated_reason)
@@ -156,7 +182,9 @@ def why_pod_failed(pod: ObservedPod) -> Diagnosis | None:
         # The code's own word, not the message's: a condition's reason has to be one word.
         return Diagnosis(word.exit_code.reason, f"{word.message}{f'; {word.hint}' if word.hint else ''}")
     if pod.exit_code is None:
-        return _rejected(pod, said)
+        return _why_others_failed(pod) or _rejected(pod, said)
+    if pod.exit_code == ExitCode.COMPLETE:
+        return _why_others_failed(pod)
     if pod.exit_code == _KILLED:
         hint = f"most often memory ran out; {_MORE_MEMORY}"
         return Diagnosis(ExitCode.OUT_OF_MEMORY.reason, f"{pod.name} was killed (exit code {_KILLED}); {hint}")
@@ -174,9 +202,27 @@ def _rejected(pod: ObservedPod, said: str) -> Diagnosis | None:
     return Diagnosis("RejectedByNode", f"{pod.name} was rejected by {_node(pod)} ({why})")
 
 
-def _unstarted(pod: ObservedPod, words: str, reason: str) -> Diagnosis:
+def _unstarted(pod: ObservedPod, words: str, reason: str, other: str = "") -> Diagnosis:
     said = _quoted(_OF_ONE_TRY.sub("", words)) or reason
-    return Diagnosis("ContainerNotStarted", f"{pod.name}: {_node(pod)} cannot start the container: {said}")
+    container = f"the container {other}" if other else "the container"
+    return Diagnosis("ContainerNotStarted", f"{pod.name}: {_node(pod)} cannot start {container}: {said}")
+
+
+def _why_others_failed(pod: ObservedPod) -> Diagnosis | None:
+    """The failure of a container that is not the trainer's: the pod fails for it, whatever the trainer did."""
+    other = next((each for each in pod.others_troubled if each.exit_code and not each.is_sidecar), None)
+    if other is None:
+        return None
+    if other.terminated_reason in _UNSTARTED_REASONS:
+        return _unstarted(pod, other.termination_message, other.terminated_reason, other.name)
+    done = "the trainer is done, but " if pod.exit_code == ExitCode.COMPLETE else ""
+    return Diagnosis(_OTHER_FAILED, f"{pod.name}: {done}{_how_other_ended(other, 'failed')}")
+
+
+def _how_other_ended(other: OtherContainer, what: str) -> str:
+    reason = "" if other.terminated_reason == "Error" else other.terminated_reason
+    words = (f"exit code {other.exit_code}", reason, _quoted(other.termination_message))
+    return f"the container {other.name} {what} ({', '.join(filter(None, words))}); its log says more"
 
 
 def _node(pod: ObservedPod) -> str:
@@ -200,7 +246,7 @@ def was_removed(pod: ObservedPod) -> bool:
     return pod.disrupted or pod.pod_reason in _REMOVED_REASONS or _is_lost(pod)
 
 
-def why_removed(pod: ObservedPod) -> str:
+def _why_removed(pod: ObservedPod) -> str:
     """The word for it of a pod that was removed."""
     return pod.pod_reason or (pod.terminated_reason if _is_lost(pod) else "disruption")
 
@@ -220,6 +266,6 @@ def exceeded_its_storage(pod: ObservedPod) -> bool:
 
 def _termination(pod: ObservedPod) -> Termination | None:
     try:
-        return Termination.model_validate_json(pod.termination_message) if pod.termination_message else None
+        return read_known(Termination, pod.termination_message) if pod.termination_message else None
     except ValidationError:
         return None  # the end of a log, or another program's message

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from finetune_api.v1alpha1.status import Condition, ConditionStatus, FineTuneJobStatus
 
 NOTE_LIMIT = 1024
+"""Bytes, as the API counts."""
 _TOLD = ("Suspended", "Running", "Complete", "Failed")
 
 

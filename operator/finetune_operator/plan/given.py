@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
 from finetune_api.manifest import parse_spec
+from finetune_api.newer import unknown_places, without
 from finetune_api.problems import UNKNOWN_FIELD, Problem, problems_of
 from finetune_api.v1alpha1 import FineTuneJobSpec
 
-_UNKNOWN = "extra_forbidden"
 _UPGRADE = "upgrade the operator, or give the cluster the CRD of its version"
 
 
@@ -41,23 +40,13 @@ def read_spec(content: Mapping[str, Any]) -> GivenSpec:
     try:
         return GivenSpec(parse_spec(content))
     except ValidationError as error:
-        places = [details["loc"] for details in error.errors() if details["type"] == _UNKNOWN]
+        places = unknown_places(error)
         if not places:
             return GivenSpec(None, invalid=tuple(problems_of(error)))
         unknown = tuple(_unknown(problem) for problem in problems_of(error) if problem.message == UNKNOWN_FIELD)
-    known: dict[str, Any] = json.loads(json.dumps({"spec": content}))
-    for place in places:
-        _remove(known, place)
-    rest = read_spec(known["spec"])
+    rest = read_spec(without({"spec": content}, places)["spec"])
     return GivenSpec(rest.spec, (*unknown, *rest.unknown), rest.invalid)
 
 
 def _unknown(problem: Problem) -> Problem:
     return Problem(problem.field, "not known to this version of the operator", _UPGRADE)
-
-
-def _remove(value: Any, place: Sequence[int | str]) -> None:
-    *parents, name = place
-    for part in parents:
-        value = value[part]
-    del value[name]

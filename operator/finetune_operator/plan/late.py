@@ -14,7 +14,10 @@ from finetune_operator.plan.snapshot import ObservedJob, ObservedPod, Snapshot
 _TOLD = 300
 """What is told at most of what is not the cause itself."""
 
+_WITHOUT_FINALIZERS = '--type=merge --patch=\'{"metadata":{"finalizers":null}}\''
+
 PODS_REFUSED = "PodsRefused"
+HELD_BY_FINALIZER = "HeldByFinalizer"
 HELD_BY_SIDECAR = "HeldBySidecar"
 
 NOTED_AFTER = timedelta(seconds=10)
@@ -27,7 +30,7 @@ RETRY_GRACE = timedelta(minutes=11)
 """After failures it waits for up to ten minutes before it makes the next ones."""
 
 STOP_GRACE = timedelta(seconds=30)
-"""What a kubelet may take to say that a pod has stopped, after the pod's own grace period."""
+"""What a kubelet may take to say that a pod has stopped, after the pod's own grace period; and finalizers of a Job."""
 
 END_GRACE = timedelta(seconds=30)
 """What other containers may take to end after the trainer's."""
@@ -69,6 +72,8 @@ def _awaited(snapshot: Snapshot, begun: datetime | None, since: datetime | None)
     child = snapshot.own_child
     if child is None or child.has_ended:
         return
+    if child.deleted_at and child.held_by and all(pod.has_ended for pod in snapshot.pods):
+        yield _Awaited(child.deleted_at + STOP_GRACE, _held_by_finalizer(snapshot, child))
     for pod in snapshot.pods:
         if pod.stops_by and pod.node and not pod.has_ended:
             yield _Awaited(pod.stops_by + STOP_GRACE, _not_stopping(snapshot.job.namespace, pod))
@@ -130,12 +135,23 @@ def _refused(snapshot: Snapshot, child: ObservedJob) -> Diagnosis:
 def _not_stopping(namespace: str, pod: ObservedPod) -> Diagnosis:
     """Kubernetes itself waits for ever: the pod is the Job's until it has ended, also where it is deleted by force."""
     on = f"kubectl --namespace={namespace}"
-    release = f'{on} patch pod {pod.name} --type=merge --patch=\'{{"metadata":{{"finalizers":null}}}}\''
+    release = f"{on} patch pod {pod.name} {_WITHOUT_FINALIZERS}"
     return Diagnosis(
         "PodNotStopping",
         f"{pod.name} was told to stop, and its node {pod.node} does not say that it did; none takes its place "
         "meanwhile, as two trainers would spoil each other's checkpoints. If that machine is off, or the pod is gone "
         f"from it: `{release} && {on} delete pod {pod.name} --force`",
+    )
+
+
+def _held_by_finalizer(snapshot: Snapshot, child: ObservedJob) -> Diagnosis:
+    """A finalizer is another's: what sets it is to do something first, which is not known here."""
+    job, names = snapshot.job, " and ".join(child.held_by)[:_TOLD]
+    release = f"kubectl --namespace={job.namespace} patch job {job.name} {_WITHOUT_FINALIZERS}"
+    return Diagnosis(
+        HELD_BY_FINALIZER,
+        f"the Job {job.name} is deleted, and its finalizer {names} keeps it: what has set that has to take it away, "
+        f"and until then no new one can be made. If nothing does any more: `{release}`",
     )
 
 

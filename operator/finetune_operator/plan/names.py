@@ -9,6 +9,8 @@ MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 MANAGED_BY = "finetune-operator"
 REPORTING_CONTROLLER = f"{GROUP}/finetune-operator"
 RUN_ANNOTATION = f"{GROUP}/run"
+PROGRESS_AUDIENCE = f"{GROUP}/progress"
+"""Of the tokens that pods report their progress with: they are good for nothing else."""
 PROGRESS_CA_ANNOTATION = f"{GROUP}/progress-ca"
 SHAPE_ANNOTATION = f"{GROUP}/shape"
 """On the Job: what of the spec only a new Job can take on (plan/shape.py)."""
@@ -73,16 +75,7 @@ def claim_of(uri: str) -> str | None:
 
 def claims(spec: FineTuneJobSpec) -> dict[str, bool]:
     """Every claim a job's pods mount, and whether they write to it."""
-    sources = [spec.model, spec.data.train, spec.data.evaluation, spec.data.unlabeled]
-    if spec.data.replay:
-        sources.append(spec.data.replay.source)
-    if spec.evaluation.retention:
-        sources.append(spec.evaluation.retention.data)
-    if spec.strategy.distillation:
-        sources.append(spec.strategy.distillation.teacher)
-    if spec.strategy.adapter:
-        sources += spec.strategy.adapter.stack_on
-    found = {claim: False for source in sources if source is not None and (claim := claim_of(source.uri))}
+    found = {claim: False for _, source in spec.sources() if (claim := claim_of(source.uri))}
     if output := claim_of(spec.output.uri):
         found[output] = True
     return found

@@ -8,7 +8,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from finetune_api.problems import Problem
-from finetune_api.support import unsupported
 from finetune_api.v1alpha1 import FineTuneJobSpec
 from finetune_api.v1alpha1.status import FineTuneJobStatus, Phase
 from finetune_operator.plan.builders.job import build_job
@@ -32,9 +31,15 @@ from finetune_operator.plan.status import (
 from finetune_operator.plan.stored import read_status
 
 SPEC_INVALID = "SpecInvalid"
+SPEC_REFUSED = "SpecRefused"
 FIELD_UNKNOWN = "FieldUnknown"
 NAME_TAKEN = "ChildNameTaken"
+CHANGE_WAITS = "ChangeWaits"
 RETRY_NAME_TAKEN = timedelta(minutes=1)
+_CHANGE_WAITS = (
+    "what was changed in spec.resources, spec.pod or spec.queueName takes a new Job, and these pods are not stopped "
+    "for it: it is made when they end, or at once when the job is suspended, and then resumed"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +74,19 @@ def make_plan(snapshot: Snapshot, settings: PodSettings, now: datetime) -> Plan:
     if has_ended(earlier) and not _may_try_again(snapshot, earlier):
         return _after_the_end(snapshot, earlier, now)
     strategy = given.spec.strategy.name if given.spec else None
-    if seen := _why_not_begun(snapshot, given):
+    if seen := _why_not_begun(snapshot, given, earlier):
         retry = RETRY_NAME_TAKEN if seen.reason == NAME_TAKEN else None
         return _with_status(snapshot, earlier, seen, strategy, now, requeue_after=retry)
     strategy = strategy or earlier.strategy
     if child is not None and (seen := _exceeds_its_storage(snapshot, child, given.spec)):
-        stop = None if child.being_deleted else child.uid
-        return _with_status(snapshot, earlier, seen, strategy, now, delete_child=stop)
+        # First the status: with its Job go the pods that tell of it, and then nothing would if the write failed. The
+        # Job goes at the next look, which is at once.
+        return _with_status(snapshot, earlier, seen, strategy, now, requeue_after=timedelta())
     late = find_late(snapshot, earlier, now)
     seen = observe_phase(snapshot, late, now)
-    actions = _actions(snapshot, given, settings)
+    if _is_to_go_on(snapshot, seen, earlier) and _has_other_shape(snapshot, given):
+        seen = replace(seen, reason=CHANGE_WAITS, message=f"{seen.message}; {_CHANGE_WAITS}")
+    actions = _actions(snapshot, given, settings, seen)
     if seen.phase in (Phase.COMPLETE, Phase.FAILED):
         return _with_status(snapshot, earlier, seen, strategy, now, **actions)
     if child is not None and (reservation := given.reservation()):
@@ -95,17 +103,23 @@ def make_plan(snapshot: Snapshot, settings: PodSettings, now: datetime) -> Plan:
     return _with_status(snapshot, earlier, seen, strategy, now, **actions)
 
 
-def _why_not_begun(snapshot: Snapshot, given: GivenSpec) -> Observation | None:
+def _why_not_begun(snapshot: Snapshot, given: GivenSpec, earlier: FineTuneJobStatus) -> Observation | None:
     """Why a job that has no Job gets none, where that is for its spec or its name."""
     job = snapshot.job
     if snapshot.own_child is not None:  # what runs is stopped by its user, and never for how its spec reads here
         return None
-    if refusals := _refusals(given):
-        return Observation(Phase.FAILED, SPEC_INVALID, "; ".join(map(str, refusals)))
+    refusals = "; ".join(map(str, _refusals(given)))
+    if refusals and earlier.start_time is None:
+        return Observation(Phase.FAILED, SPEC_INVALID, refusals)
     if snapshot.child is not None:
         message = f"a Job named {job.name} exists that is not this FineTuneJob's; delete it, or use another name"
         return Observation(Phase.PENDING, NAME_TAKEN, message)
-    if given.unknown and not job.is_to_stand_still:
+    if job.is_to_stand_still:
+        return None
+    if refusals:
+        until = "it has trained, and goes on when that is mended, or under a version of the operator that takes it"
+        return Observation(Phase.PENDING, SPEC_REFUSED, f"{refusals}; {until}")
+    if given.unknown:
         return Observation(Phase.PENDING, FIELD_UNKNOWN, "; ".join(map(str, given.unknown)))
     return None
 
@@ -116,18 +130,37 @@ def _refusals(given: GivenSpec) -> Sequence[Problem]:
         return ()
     if given.spec is None:
         return given.invalid
-    return [*unsupported(given.spec), *_lost_with_the_pod(given.spec)]
+    return _lost_with_the_pod(given.spec)
 
 
 def _exceeds_its_storage(snapshot: Snapshot, child: ObservedJob, spec: FineTuneJobSpec | None) -> Observation | None:
-    """The end of a job whose Job would try for ever. It is none while that Job cannot be deleted."""
-    if child.has_ended or snapshot.obstacle:
+    """The end of a job whose Job would try for ever."""
+    if child.has_ended:
         return None
     cause = evicted_too_often(snapshot.pods, spec.backoff_limit if spec else child.backoff_limit)
     return Observation(Phase.FAILED, cause.reason, cause.message) if cause else None
 
 
-def _actions(snapshot: Snapshot, given: GivenSpec, settings: PodSettings) -> dict[str, Any]:
+def _has_other_shape(snapshot: Snapshot, given: GivenSpec) -> bool:
+    """Whether only a new Job can take on the spec."""
+    child = snapshot.own_child
+    if child is None or child.being_deleted or child.has_ended or given.spec is None or given.unknown:
+        return False
+    return child.shape not in ("", shape_of(given.spec))
+
+
+def _is_to_go_on(snapshot: Snapshot, seen: Observation, earlier: FineTuneJobStatus) -> bool:
+    """Whether its pods run, and nobody has asked for them to be stopped.
+
+    While the status says Running, the API server lets such a change through only with a suspension, though the operator
+    may see no more than how the spec is in the end. One that came before the status said so did not mean to stop them.
+    """
+    if seen.phase != Phase.RUNNING or snapshot.job.is_to_stand_still:
+        return False
+    return earlier.phase != Phase.RUNNING or any(each.reason == CHANGE_WAITS for each in earlier.conditions)
+
+
+def _actions(snapshot: Snapshot, given: GivenSpec, settings: PodSettings, seen: Observation) -> dict[str, Any]:
     """What is to be done about the children of a job that has not ended."""
     job, child, spec = snapshot.job, snapshot.child, given.spec
     if child is None:
@@ -139,7 +172,7 @@ def _actions(snapshot: Snapshot, given: GivenSpec, settings: PodSettings) -> dic
         return {"create": (*needs_of_pods(snapshot, spec), build_job(run, settings))}
     if child.being_deleted or child.has_ended:
         return {}
-    is_changed = spec is not None and not given.unknown and child.shape not in ("", shape_of(spec))
+    is_changed = _has_other_shape(snapshot, given) and seen.reason != CHANGE_WAITS
     if is_changed or (child.queue and job.is_to_stand_still):
         return {"delete_child": child.uid}
     return {"change_child": _changes(job, child, spec)}
@@ -157,7 +190,7 @@ def _changes(job: ObservedFineTuneJob, child: ObservedJob, spec: FineTuneJobSpec
 
 
 def _after_the_end(snapshot: Snapshot, earlier: FineTuneJobStatus, now: datetime) -> Plan:
-    """Nothing but the time to live, and what was seen later.
+    """Nothing but the time to live, a Job that still goes on, and what was seen later.
 
     That is a later generation, or what waits for it would hang, and restarts that were heard of only after the end.
     """
@@ -167,9 +200,22 @@ def _after_the_end(snapshot: Snapshot, earlier: FineTuneJobStatus, now: datetime
     later = earlier.model_copy(update={**seen, "conditions": conditions, "restarts": restarts})
     status = later.to_json() if later != earlier else None
     remaining = _time_to_live(snapshot, earlier, now)
-    if remaining is None:
-        return Plan(status=status)
-    return Plan(delete_self=True) if remaining <= timedelta() else Plan(status=status, requeue_after=remaining)
+    if remaining is not None and remaining <= timedelta():
+        return Plan(delete_self=True)
+    return Plan(delete_child=_left_over(snapshot), status=status, requeue_after=remaining)
+
+
+def _left_over(snapshot: Snapshot) -> str | None:
+    """The UID of a Job that goes on though its FineTuneJob has ended; one that is about to end is not stopped.
+
+    The Job of an end that the operator found itself is such a one. So is one that was made while a FineTuneJob was
+    restored from a backup, before its status was.
+    """
+    child = snapshot.own_child
+    if child is None or child.has_ended or child.being_deleted:
+        return None
+    is_ending = any(failed_for_good(pod) or (pod.is_first and pod.phase == "Succeeded") for pod in snapshot.pods)
+    return None if is_ending else child.uid
 
 
 def _time_to_live(snapshot: Snapshot, status: FineTuneJobStatus, now: datetime) -> timedelta | None:
@@ -189,7 +235,9 @@ def _may_try_again(snapshot: Snapshot, earlier: FineTuneJobStatus) -> bool:
     if not any(c.type == "Failed" and c.reason == SPEC_INVALID for c in earlier.conditions):
         return False
     if (child := snapshot.own_child) is not None:
-        return not child.has_ended and not any(failed_for_good(pod) for pod in snapshot.pods)
+        is_restored = earlier.start_time is not None and earlier.start_time < snapshot.job.created
+        goes_on = not child.has_ended and not any(failed_for_good(pod) for pod in snapshot.pods)
+        return goes_on and not is_restored
     return earlier.start_time is None and earlier.observed_generation != snapshot.job.generation
 
 
@@ -204,7 +252,7 @@ def _with_status(
     status = make_status(snapshot, earlier, seen, strategy, now)
     if status == earlier:
         return Plan(**actions)
-    if (remaining := _time_to_live(snapshot, status, now)) is not None:
+    if actions.get("requeue_after") is None and (remaining := _time_to_live(snapshot, status, now)) is not None:
         actions["requeue_after"] = max(remaining, timedelta())  # no event will tell of it
     return Plan(status=status.to_json(), events=events_between(earlier, status), **actions)
 

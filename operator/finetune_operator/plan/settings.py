@@ -9,22 +9,19 @@ from finetune_api.v1alpha1.scheduling import Toleration
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodSettings:
-    """Defaults of training pods."""
+    """What shapes training pods besides their job."""
 
     trainer_image: str
-    image_pull_policy: str = "IfNotPresent"
-    progress_url: str = ""
+    image_pull_policy: str
+    progress_url: str
     """Base URL of the progress server; empty when there is none, and pods then get no token at all."""
-    progress_audience: str = "finetune-operator.io/progress"
-    progress_ca: str = ""
+    progress_ca: str
     """PEM certificate that the progress server is verified by."""
-    termination_grace_seconds: int = 120
-    """Enough to finish a step and save a checkpoint."""
-    fixed_user: bool = True
+    fixed_user: bool
     """Pods run as the images' user; without it as whom the cluster chooses, as OpenShift does by namespace."""
-    gpu_runtime_class_name: str = ""
+    gpu_runtime_class_name: str
     """RuntimeClass of pods that ask for GPUs; the cluster's default when empty."""
-    gpu_tolerations: tuple[Toleration, ...] = ()
+    gpu_tolerations: tuple[Toleration, ...]
     """Taints that pods which ask for GPUs tolerate, besides those that their job names."""
-    ephemeral_storage: str = "50Gi"
+    ephemeral_storage: str
     """Limit of the pod's scratch space (/tmp and the Hugging Face cache) for a job that does not ask for its own."""

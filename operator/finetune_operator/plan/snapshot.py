@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from finetune_api.v1alpha1.status import Progress
+from finetune_operator.plan.containers import OtherContainer, troubled_others
 from finetune_operator.plan.names import CONTAINER, FIRST_INDEX, KUEUE_QUEUE_LABEL, SHAPE_ANNOTATION
 
 KubernetesObject = Mapping[str, Any]
@@ -15,6 +16,9 @@ KubernetesObject = Mapping[str, Any]
 _INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
 _BACKOFF_LIMIT = 6
 """Kubernetes' own default."""
+_FINALIZERS_OF_DELETION = frozenset({"foregroundDeletion", "orphan"})
+"""Kubernetes' own: the garbage collector takes them away."""
+_BEGINNING_OF_TIME = datetime.fromtimestamp(0, UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +76,20 @@ class ObservedJob:
     failed_message: str
     ended_at: datetime | None
     """When it was found complete or failed."""
-    being_deleted: bool
+    deleted_at: datetime | None
+    """When somebody deleted it; it is there until its pods are gone, and until its finalizers are."""
+    held_by: tuple[str, ...]
+    """Finalizers that are not Kubernetes' own."""
 
     @property
     def has_ended(self) -> bool:
         """Whether the Job is complete or failed, or sure to be."""
         return self.complete or self.failed_reason is not None
+
+    @property
+    def being_deleted(self) -> bool:
+        """Whether it is about to go."""
+        return self.deleted_at is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +129,8 @@ class ObservedPod:
     """When the trainer's container ended."""
     others_running: tuple[str, ...]
     """Containers that run beside the trainer's, such as a mesh's."""
+    others_troubled: tuple[OtherContainer, ...]
+    """Containers beside the trainer's, and before it, that wait or have failed."""
 
     @property
     def is_first(self) -> bool:
@@ -146,7 +160,7 @@ class Snapshot:
     job: ObservedFineTuneJob
     child: ObservedJob | None = None
     pods: tuple[ObservedPod, ...] = ()
-    """The Job's own pods, in the order of their creation."""
+    """The pods of its own Job, in the order of their creation."""
     leftover: str = ""
     """A pod of an earlier Job under this name that has not ended yet."""
     progress: Progress | None = None
@@ -187,7 +201,8 @@ def observe_job(body: KubernetesObject) -> ObservedJob:
         failed_reason=None if failure is None else failure.get("reason") or "JobFailed",
         failed_message=(failure or {}).get("message", ""),
         ended_at=_optional_time(end.get("lastTransitionTime")),
-        being_deleted="deletionTimestamp" in metadata,
+        deleted_at=_optional_time(metadata.get("deletionTimestamp")),
+        held_by=tuple(name for name in metadata.get("finalizers", ()) if name not in _FINALIZERS_OF_DELETION),
     )
 
 
@@ -228,6 +243,7 @@ def observe_pod(body: KubernetesObject) -> ObservedPod:
         others_running=tuple(
             each["name"] for each in statuses if each is not status_of_trainer and "running" in each.get("state", {})
         ),
+        others_troubled=troubled_others(body.get("spec", {}), status),
     )
 
 
@@ -247,7 +263,9 @@ def parse_time(text: str) -> datetime:
 
 
 def _optional_time(text: str | None) -> datetime | None:
-    return parse_time(text) if text else None
+    """A timestamp that may be none: of a container that never started, a runtime writes the beginning of its time."""
+    moment = parse_time(text) if text else None
+    return moment if moment is not None and moment > _BEGINNING_OF_TIME else None
 
 
 def _status_of_trainer(statuses: Iterable[KubernetesObject]) -> KubernetesObject:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from finetune_api.v1alpha1.status import FineTuneJobStatus, Phase, Progress
-from finetune_operator.api.conditions import Verdict, is_true, merge
+from finetune_operator.plan.conditions import Verdict, is_true, merge
 from finetune_operator.plan.diagnosis import STARTING, Diagnosis, failed_for_good, last_word, why_failed, why_pending
 from finetune_operator.plan.late import Late
 from finetune_operator.plan.names import KUEUE_JOB_UID_LABEL, KUEUE_WORKLOADS, claim_of
@@ -63,7 +63,7 @@ def _observe_life(snapshot: Snapshot, late: Late) -> Observation:
     if child is None:
         cause = _why_no_job(snapshot)
         return Observation(Phase.PENDING, cause.reason, cause.message)
-    if child.queue and child.suspended:
+    if child.queue and child.suspended and not (child.being_deleted and late.cause):
         return Observation(Phase.QUEUED, "WaitingForQueue", _waiting_in_queue(snapshot.job.namespace, child))
     # A node that is done counts: the job goes on running until all are. And when one has failed for good the job fails
     # in a moment: to call it pending until then would count its time as lost and to be made up for.
@@ -107,7 +107,7 @@ def make_status(
     snapshot: Snapshot, earlier: FineTuneJobStatus, seen: Observation, strategy: str | None, now: datetime
 ) -> FineTuneJobStatus:
     """The status to be written."""
-    child = snapshot.child
+    child = snapshot.own_child
     ended = seen.phase in (Phase.COMPLETE, Phase.FAILED)
     word = last_word(snapshot.pods) if ended else None
     ended_at = (child.ended_at if child else None) or now
@@ -258,6 +258,6 @@ def _why_no_job(snapshot: Snapshot) -> Diagnosis:
 def _started(snapshot: Snapshot, ended: bool) -> datetime | None:
     """When the first trainer started; when none is left to tell, the Job has to."""
     started = [pod.started for pod in snapshot.pods if pod.started]
-    if not started and ended and snapshot.child is not None:
-        return snapshot.child.start_time
+    if not started and ended and snapshot.own_child is not None:
+        return snapshot.own_child.start_time
     return min(started, default=None)

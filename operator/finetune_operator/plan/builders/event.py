@@ -25,7 +25,7 @@ def build_event(job: ObservedFineTuneJob, event: Event, instance: str, now: date
         "eventTime": moment,
         "type": event.type,
         "reason": event.reason[:_REASON_LIMIT],
-        "note": event.note[:NOTE_LIMIT],
+        "note": _cut(event.note, NOTE_LIMIT),
         "action": "Reconcile",
         "reportingController": names.REPORTING_CONTROLLER,
         "reportingInstance": instance[:128],
@@ -37,3 +37,8 @@ def build_event(job: ObservedFineTuneJob, event: Event, instance: str, now: date
             "uid": job.uid,
         },
     }
+
+
+def _cut(text: str, limit: int) -> str:
+    """The beginning of a text, in whole characters: the API counts their bytes."""
+    return text.encode()[:limit].decode(errors="ignore")

@@ -9,6 +9,7 @@ from finetune_operator.plan import names
 from finetune_operator.plan.settings import PodSettings
 
 _TOKEN_SECONDS = 3600
+_GRACE_SECONDS = 120  # enough to finish a step and save a checkpoint
 _USER_ID = 65532
 
 
@@ -19,7 +20,7 @@ def build_pod_template(run: Run, settings: PodSettings) -> dict[str, Any]:
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": settings.termination_grace_seconds,
+        "terminationGracePeriodSeconds": _GRACE_SECONDS,
         "securityContext": {
             "runAsNonRoot": True,
             **(dict.fromkeys(("runAsUser", "runAsGroup", "fsGroup"), _USER_ID) if settings.fixed_user else {}),
@@ -133,7 +134,7 @@ def _volumes(run: Run, settings: PodSettings) -> list[dict[str, Any]]:
         source = {"claimName": claim} if writable else {"claimName": claim, "readOnly": True}
         volumes.append({"name": f"claim-{number}", "persistentVolumeClaim": source})
     if settings.progress_url:
-        token = {"path": "token", "audience": settings.progress_audience, "expirationSeconds": _TOKEN_SECONDS}
+        token = {"path": "token", "audience": names.PROGRESS_AUDIENCE, "expirationSeconds": _TOKEN_SECONDS}
         sources: list[dict[str, Any]] = [{"serviceAccountToken": token}]
         if settings.progress_ca:
             authority = {"items": [_annotation_file("ca.crt", names.PROGRESS_CA_ANNOTATION)]}

@@ -15,8 +15,7 @@ MESSAGE_LIMIT = 1024
 class Verdict:
     """What is to be said under one condition type."""
 
-    status: bool | None
-    """True, False, or None for Unknown."""
+    status: bool
     reason: str
     message: str = ""
 
@@ -35,7 +34,7 @@ def is_true(conditions: Iterable[Condition], type_: str) -> bool:
 
 
 def _condition(type_: str, verdict: Verdict, earlier: Condition | None, generation: int, now: datetime) -> Condition:
-    status = _STATUS[verdict.status]
+    status = ConditionStatus.TRUE if verdict.status else ConditionStatus.FALSE
     unchanged = earlier is not None and earlier.status == status
     return Condition(
         type=type_,
@@ -45,6 +44,3 @@ def _condition(type_: str, verdict: Verdict, earlier: Condition | None, generati
         reason=verdict.reason,
         message=verdict.message[:MESSAGE_LIMIT],
     )
-
-
-_STATUS = {True: ConditionStatus.TRUE, False: ConditionStatus.FALSE, None: ConditionStatus.UNKNOWN}

@@ -1,1 +1,0 @@
-"""What the operator says of a job: conditions and reasons."""
