@@ -172,6 +172,28 @@ def fail(place: str, call: int, code: int) -> None:
     processes._wrap(place, call, raise_it)
 
 
+def gpu_fails(call: int, message: str) -> None:
+    """The n-th sum over the processes raises what PyTorch raises for a GPU of its own."""
+
+    def raise_it(*_: Any, **__: Any) -> None:
+        import torch
+
+        raise torch.AcceleratorError(message)
+
+    processes._wrap("torch.distributed:all_reduce", call, raise_it)
+
+
+def tell_at_the_end_whether_joined(file: Path) -> None:
+    """Write down whether this process is still one of a group when it says its last word."""
+
+    def tell() -> None:
+        import torch.distributed
+
+        file.write_text(str(torch.distributed.is_initialized()))
+
+    processes._before("finetune_trainer.__main__:write_termination", 1, tell)
+
+
 def slow_batches(call: int, seconds: float) -> None:
     """In the n-th evaluation every batch takes longer."""
 

@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.run import Run
-from finetune_trainer.distributed import OneProcess, deal
+from finetune_trainer.distributed import OneProcess, deal, peer_errors
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.out_of_memory import is_out_of_memory, words_of
 from trainer import processes, ranks
 from trainer.distilling import distilling, make_teacher, with_pool
 from trainer.processes import exit_code, run_trainer
@@ -291,6 +293,58 @@ def test_a_first_process_that_neither_trains_nor_ends_is_counted_by_the_others(t
     finally:
         first.kill()
         first.join()
+
+
+AT_THE_MEETING, IN_A_STEP = 1, 3
+"""Which sum over the processes that is."""
+
+
+@pytest.mark.parametrize(
+    ("call", "message", "code"),
+    [
+        (AT_THE_MEETING, "CUDA error: uncorrectable ECC error encountered", ExitCode.INTERNAL_ERROR),
+        (IN_A_STEP, "CUDA error: device-side assert triggered", ExitCode.INTERNAL_ERROR),
+        (IN_A_STEP, "CUDA error: out of memory", ExitCode.OUT_OF_MEMORY),
+    ],
+)
+def test_a_gpu_that_fails_is_no_lost_peer_in_its_own_process(
+    tiny_bert: Path, tmp_path: Path, call: int, message: str, code: ExitCode
+) -> None:
+    """Counted by none, the job would begin anew for ever."""
+    run = with_dropout(tmp_path, tiny_bert)
+    codes = promptly(run, [], [functools.partial(ranks.gpu_fails, call, f"{message}\nFor debugging, consider ...")])
+    assert codes == [ExitCode.NETWORK_UNAVAILABLE if call == AT_THE_MEETING else ExitCode.PEER_LOST, code]
+    assert message in last_word(run, 1).message
+
+
+NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, unhandled {} error, NCCL version 2.30.7\n"
+TRACE = "\nException raised from create at NCCLUtils.cpp:94 (most recent call first):\n#0 c10::Error::Error"
+
+
+def test_what_nccl_says_of_its_own_gpu_is_no_lost_peer() -> None:
+    said = f"{NCCL.format('cuda')}ncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\n"
+    error = torch.distributed.DistBackendError(f"{said}Cuda failure 2 'out of memory'{TRACE}")
+    with pytest.raises(torch.distributed.DistBackendError), peer_errors():
+        raise error
+    assert is_out_of_memory(error)
+    assert words_of(error) == "Cuda failure 2 'out of memory'"
+
+
+def test_a_lost_peer_is_told_with_its_cause() -> None:
+    cause = "Error while creating shared memory segment /dev/shm/nccl-a8Xk2 (size 9637888)"
+    with pytest.raises(TrainerError) as lost, peer_errors():
+        raise torch.distributed.DistBackendError(f"{NCCL.format('system')}Last error:\n{cause}{TRACE}")
+    assert lost.value.code == ExitCode.PEER_LOST
+    assert lost.value.message.endswith(f"Last error: {cause}")
+
+
+def test_processes_that_end_well_part(tiny_bert: Path, tmp_path: Path) -> None:
+    """PyTorch asks for it: NCCL may hang at the end of a process that others still talk to."""
+    run = with_dropout(tmp_path, tiny_bert)
+    files = [tmp_path / "first", tmp_path / "second"]
+    faults = [[functools.partial(ranks.tell_at_the_end_whether_joined, file)] for file in files]
+    assert run_ranks(run, *faults) == [ExitCode.COMPLETE] * 2
+    assert [file.read_text() for file in files] == ["False"] * 2
 
 
 def test_a_stop_while_waiting_for_the_others(tiny_bert: Path, tmp_path: Path) -> None:

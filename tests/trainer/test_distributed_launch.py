@@ -17,6 +17,8 @@ import torch
 from finetune_api.exit_codes import ExitCode
 from finetune_api.v1alpha1.scheduling import ResourcesSpec
 from finetune_trainer import launch as launching
+from finetune_trainer import rendezvous
+from finetune_trainer.device import pick_device
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.launch import End, launch, num_processes
 from finetune_trainer.rendezvous import ALONE, Place, find_place
@@ -47,7 +49,6 @@ def launched(*behaviours: str, stop: StopFlag | None = None) -> End:
         (["time.sleep(0.4); sys.exit(44)", "sys.exit(11)"], 11),
         (["sys.exit(44)", "time.sleep(0.4); sys.exit(15)"], 15),
         (["time.sleep(0.4); sys.exit(40)", "sys.exit(16)"], 16),
-        (["sys.exit(44)", "sys.exit(44)"], LOST),
         (["sys.exit(0)", "sys.exit(44)"], LOST),
         (["time.sleep(0.4); sys.exit(44)", "os.kill(os.getpid(), signal.SIGKILL)"], 137),
         (["sys.exit(143)", "time.sleep(0.4); sys.exit(143)"], 143),
@@ -68,6 +69,34 @@ def test_the_last_word_is_that_of_the_process_that_decides() -> None:
     assert launched("sys.exit(1)", "sys.exit(44)").termination is None
 
 
+def test_processes_of_one_node_that_lost_each_other_count_as_a_try() -> None:
+    """No other node's can: the pod would be remade for ever, and keep its GPUs."""
+    word = '{"exitCode": 44, "reason": "PeerLost", "message": "it ran out of shared memory"}'
+    say = f"open(os.environ['TERMINATION_MESSAGE_PATH'], 'w').write('{word}')"
+    end = launched(f"{say}; sys.exit(44)", "time.sleep(0.3); sys.exit(44)")
+    assert end.code == ExitCode.NETWORK_UNAVAILABLE
+    assert end.termination is not None
+    assert (end.termination.exit_code, end.termination.reason) == (end.code, "NetworkUnavailable")
+    assert end.termination.message == "it ran out of shared memory"
+    assert "sharedMemory" in end.termination.hint
+
+
+@pytest.mark.parametrize("have_met", [True, False])
+def test_the_first_node_counts_a_meeting_that_did_not_come_about(have_met: bool) -> None:
+    """Once all have met, it may be another node that was lost, and that one's end counts."""
+    node = Place(rank=0, size=2, address="localhost", port=ranks.free_port())
+    meeting = threading.Thread(target=meet, args=(node,)) if have_met else threading.Thread()
+    meeting.start()
+    end = launch(ending(*["time.sleep(2); sys.exit(44)"] * 2), node, 2, StopFlag())
+    meeting.join()
+    assert end.code == (LOST if have_met else ExitCode.NETWORK_UNAVAILABLE)
+
+
+def meet(node: Place) -> None:
+    store = rendezvous._connect(node, time.monotonic() + 60, StopFlag())
+    store.set(rendezvous._MET, "")
+
+
 def test_each_process_is_told_its_place(tmp_path: Path) -> None:
     write = f"open('{tmp_path}/' + os.environ['RANK'], 'w').write(' '.join(os.environ[n] for n in names))"
     names = "names = ['LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR']"
@@ -85,7 +114,7 @@ def test_one_that_hangs_after_another_failed_is_ended(monkeypatch: pytest.Monkey
     monkeypatch.setattr(launching, "GRACE_SECONDS", 0.5)
     start = time.monotonic()
     assert launched("time.sleep(60)", "sys.exit(16)").code == 16
-    assert launched("time.sleep(60)", "sys.exit(44)").code == LOST
+    assert launched("time.sleep(60)", "sys.exit(44)").code == ExitCode.NETWORK_UNAVAILABLE
     assert time.monotonic() - start < 20
 
 
@@ -150,6 +179,12 @@ def is_alive(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
+def find_gpus(patch: pytest.MonkeyPatch, number: int, can_compute: bool = True) -> None:
+    """Let PyTorch find so many, which it counts even with a driver that it cannot compute by."""
+    patch.setattr(torch.cuda, "device_count", lambda: number)
+    patch.setattr(torch.cuda, "is_available", lambda: can_compute and number > 0)
+
+
 @pytest.mark.parametrize(
     ("nodes", "asked", "found", "number"),
     [(1, 0, 0, 1), (1, 1, 0, 1), (1, 1, 8, 1), (1, 4, 4, 4), (1, 4, 2, 2), (1, 4, 0, 1), (2, 0, 0, 1), (2, 4, 4, 4)],
@@ -157,24 +192,45 @@ def is_alive(pid: int) -> bool:
 def test_one_process_for_each_gpu(
     monkeypatch: pytest.MonkeyPatch, nodes: int, asked: int, found: int, number: int
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
+    find_gpus(monkeypatch, found)
     assert num_processes(ResourcesSpec(nodes=nodes, gpus_per_node=asked)) == number
 
 
 @pytest.mark.parametrize(("nodes", "has_gpus"), [(2, False), (1, True)], ids=["nodes", "pod"])
 def test_too_few_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, nodes: int, has_gpus: bool) -> None:
     """Nodes would each count the processes of the job by what they have; a pod would hold what it cannot use."""
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    find_gpus(monkeypatch, 3)
     with pytest.raises(TrainerError, match=r"spec\.resources\.gpusPerNode is 4, but PyTorch finds 3"):
         num_processes(ResourcesSpec(nodes=nodes, gpus_per_node=4), has_gpus)
     assert num_processes(ResourcesSpec(nodes=nodes, gpus_per_node=3), has_gpus) == 3
+
+
+@pytest.mark.parametrize("asked", [1, 2])
+def test_gpus_whose_driver_is_too_old_are_none(monkeypatch: pytest.MonkeyPatch, asked: int) -> None:
+    """A pod would hold them, and train on its CPUs."""
+    find_gpus(monkeypatch, 2, can_compute=False)
+    resources = ResourcesSpec(gpus_per_node=asked)
+    for refused in (lambda: num_processes(resources, has_gpus=True), lambda: pick_device(asked, 0, has_gpus=True)):
+        with pytest.raises(TrainerError, match=f"gpusPerNode is {asked}, but PyTorch finds 0 on this node") as told:
+            refused()
+        assert told.value.code == ExitCode.SPEC_INVALID
+    assert num_processes(resources) == 1
+    assert pick_device(asked) == torch.device("cpu")
+
+
+def test_a_process_takes_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    find_gpus(monkeypatch, 2)
+    assert pick_device(2, 1, has_gpus=True) == torch.device("cuda", 1)
+    assert pick_device(0, 0) == torch.device("cpu")
+    with pytest.raises(TrainerError, match="PyTorch finds 2"):
+        pick_device(3, 2, has_gpus=True)
 
 
 @pytest.mark.parametrize(("is_built", "hint"), [(True, "nvidia-smi"), (False, "an image with PyTorch's CUDA build")])
 def test_gpus_that_are_not_found_are_laid_to_the_image_where_it_is_for_cpus(
     monkeypatch: pytest.MonkeyPatch, is_built: bool, hint: str
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    find_gpus(monkeypatch, 0)
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: is_built)
     with pytest.raises(TrainerError) as refused:
         num_processes(ResourcesSpec(gpus_per_node=1), has_gpus=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
+import gc
+import itertools
 import subprocess
-import sys
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,58 +17,23 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
+from contract_cases import VALID_SPECS, valid_job
 from finetune_api.exit_codes import ExitCode
+from finetune_api.manifest import load_jobs
 from finetune_api.run import Run
+from finetune_api.v1alpha1.job import Task as TaskName
 from finetune_api.v1alpha1.sources import ModelSource
 from finetune_api.v1alpha1.strategy import Strategy
-from finetune_trainer import storage
+from finetune_cli.kubectl.result import how_to_load
+from finetune_trainer import optim, storage
 from finetune_trainer.adapters.modeling_adapters import AdaptedForSequenceClassification
 from finetune_trainer.export import reload
 from finetune_trainer.export.card import model_card
+from trainer.adapted import TEXTS
+from trainer.conftest import ROOT
+from trainer.loading_lines import lines_of, loaded_by_a_user
 from trainer.runs import complete, finish, leftovers, make_loop, output
 from trainer.tiny import FULL, HOULSBY, KINDS, LORA, PFEIFFER, STRATEGIES, make_model, make_run, write_rows
-
-TEXTS = ["the film was fresh", "a dull story", "music in the city house and a long road to it is weak"]
-
-# A user's own script: it knows the model card's lines, and has nothing of ours to import.
-USER = """
-import json, sys
-
-class Nothing:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0].startswith("finetune_"):
-            raise ImportError(name)
-
-sys.meta_path.insert(0, Nothing())
-directory, texts, answer = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
-{card}
-import torch
-from safetensors.torch import save_file
-inputs = tokenizer(texts, padding=True, return_tensors="pt")
-with torch.no_grad():
-    logits = model.eval()(**inputs).logits
-save_file({{"logits": logits.float().contiguous()}}, answer)
-labels = [model.config.id2label[number] for number in range(logits.shape[-1])]
-print(json.dumps({{"labels": labels, "class": type(model).__name__}}))
-"""
-
-
-def loaded_by_a_user(directory: Path, scratch: Path) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Logits of TEXTS and what else a fresh process says, which runs the model card's own Python."""
-    card = (directory / "README.md").read_text(encoding="utf-8")
-    code = card.partition("```python\n")[2].partition("```")[0]
-    script, answer = scratch / "user.py", scratch / "logits.safetensors"
-    script.write_text(USER.format(card=code), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-P", str(script), str(directory), json.dumps(TEXTS), str(answer)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=scratch,
-        env=os.environ | {"HF_MODULES_CACHE": str(scratch / "modules")},
-    )
-    assert done.returncode == 0, done.stderr
-    return load_file(answer)["logits"], json.loads(done.stdout.splitlines()[-1])
 
 
 def logits_in_memory(run: Run) -> torch.Tensor:
@@ -86,7 +52,7 @@ def test_a_user_gets_the_logits_that_were_trained(tiny_bert: Path, tmp_path: Pat
     run = make_run(tmp_path, tiny_bert, STRATEGIES[name], num_labels=3)
     result = complete(run).result
     assert result is not None
-    logits, said = loaded_by_a_user(output(run), tmp_path)
+    logits, said = loaded_by_a_user(lines_of(run), tmp_path)
     torch.testing.assert_close(logits, logits_in_memory(run), rtol=0, atol=1e-6)
     assert said["labels"] == ["bad", "good", "odd"]
     assert result.digest == storage.digest(output(run))
@@ -151,12 +117,34 @@ class TestCard:
         assert result is not None
         loop = make_loop(run)
         named_so = run.spec.model_copy(update={"model": ModelSource.model_validate(source)})
-        card = model_card(run.model_copy(update={"spec": named_so}), result, loop.task, loop.tuning, 0.0)
+        card = model_card(run.model_copy(update={"spec": named_so}), result, loop.task, 0.0)
         header = yaml.safe_load(card.split("---\n")[1])
         assert header.get("base_model") == named
         if named is not None:
             validate_repo_id(header["base_model"])
         assert said in card
+
+    def test_the_kubectl_plugin_says_its_lines_of_every_job(self, tiny_bert: Path, tmp_path: Path) -> None:
+        """Of one that is stored with its defaults as of one without them, for every task."""
+        run = make_run(tmp_path, tiny_bert, FULL, training={"maxSteps": 2})
+        result, task = complete(run).result, make_loop(run).task
+        assert result is not None
+        samples = [job for path in sorted((ROOT / "manifests/samples").glob("*.yaml")) for job in load_jobs(path)]
+        specs = [job.spec.to_json() for job in samples]
+        for name, other in itertools.product(VALID_SPECS, TaskName):
+            stored: dict[str, Any] = valid_job(name)["spec"]
+            specs.append({key: stored[key] for key in ("model", "output", "strategy")} | {"task": other.value})
+        compared = 0
+        for stored in specs:
+            parts = {"task": TaskName(stored["task"]), "strategy": Strategy.model_validate(stored["strategy"])}
+            spec = run.spec.model_copy(update=parts | {"model": ModelSource.model_validate(stored["model"])})
+            if spec.strategy.auto is not None:
+                continue  # the trainer has put its choice in the place of it by then
+            card = model_card(run.model_copy(update={"spec": spec}), result, task, 0.0)
+            lines = card.partition("```python\n")[2].partition("```")[0]
+            assert f"\n{lines}\nIts README.md" in how_to_load(stored, stored["output"]["uri"]), stored
+            compared += 1
+        assert compared > 60
 
 
 def test_a_model_that_comes_back_differently_is_no_success(
@@ -197,6 +185,99 @@ def test_a_model_that_does_not_load_is_no_success(
     assert not output(run).exists()
 
 
+SEES_A_GPU = """
+import os, sys
+
+if "-P" in sys.orig_argv and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+    import torch
+
+    def fill(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+
+    torch.cuda.is_available = lambda: True
+    torch.cuda.current_device = lambda: 0
+    torch.cuda._lazy_init = fill
+    torch._C._cuda_init = fill
+"""
+
+
+RUNS_OUT_OF_MEMORY = """
+import os, sys
+
+class Full:
+    def find_spec(self, name, *_):
+        if name == "transformers":
+            {}
+
+if "-P" in sys.orig_argv:
+    sys.meta_path.insert(0, Full())
+"""
+
+
+def says_at_start(code: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the process that reloads an export be a fresh one, which runs this code first."""
+    directory.mkdir()
+    (directory / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(directory))
+    monkeypatch.setattr(reload, "subprocess", subprocess)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fields", [{}, {"quantization": "NF4"}], ids=["32 bits", "4 bits"])
+def test_the_export_is_reloaded_without_the_gpu_that_the_trainer_has_filled(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
+) -> None:
+    """The GPU is played: the process sees a full one, unless it is told to see none."""
+    says_at_start(SEES_A_GPU, tmp_path / "site", monkeypatch)
+    strategy = {"adapter": {"type": "LoRA", "rank": 2, **fields}}
+    complete(make_run(tmp_path, tiny_bert, strategy, training={"maxSteps": 2}))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "raise MemoryError",
+        'raise RuntimeError("[enforce fail] DefaultCPUAllocator: can\'t allocate memory")',
+        "os.kill(os.getpid(), 9)",
+    ],
+    ids=["python", "torch", "kernel"],
+)
+def test_memory_that_is_not_enough_to_reload_the_export_is_no_defect(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    says_at_start(RUNS_OUT_OF_MEMORY.format(code), tmp_path / "site", monkeypatch)
+    termination = finish(make_run(tmp_path, tiny_bert, FULL, training={"maxSteps": 2}))
+    assert (termination.exit_code, termination.reason) == (ExitCode.OUT_OF_MEMORY, "OutOfMemory")
+    assert "reloads the exported model" in termination.message
+    assert "spec.resources.memory" in termination.hint
+
+
+def test_what_trained_is_let_go_of_before_the_export(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The optimizer's moments are twice the model, and another copy of it is about to be loaded."""
+    made, alive = [], []
+    make = optim.make_optimizer
+
+    def remember(*args: Any) -> torch.optim.Optimizer:
+        optimizer = make(*args)
+        made.append(weakref.ref(optimizer))
+        return optimizer
+
+    def compare(*_: Any) -> float:
+        alive.extend(one() for one in made)
+        return 0.0
+
+    monkeypatch.setattr(optim, "make_optimizer", remember)
+    monkeypatch.setattr(reload, "compare", compare)
+    gc.disable()
+    try:
+        complete(make_run(tmp_path, tiny_bert, FULL, training={"maxSteps": 2}))
+    finally:
+        gc.enable()
+    assert alive == [None]
+
+
 @pytest.mark.usefixtures("unchecked_export")
 class TestTarget:
     def test_files_of_others_are_not_replaced(self, tiny_bert: Path, tmp_path: Path) -> None:
@@ -232,6 +313,17 @@ class TestTarget:
         assert termination.exit_code == ExitCode.OUTPUT_REFUSED
         assert "/proc/finetune/out" in termination.message
         assert not Path(run.work_dir).exists()
+
+    @pytest.mark.parametrize("name", ["out", "new/out"])
+    def test_a_volume_that_is_mounted_read_only_is_told_as_that(
+        self, tiny_bert: Path, tmp_path: Path, small_disk: Callable[[int], Path], name: str
+    ) -> None:
+        disk = small_disk(64)
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        termination = finish(make_run(tmp_path, tiny_bert, FULL, output={"uri": f"file://{disk / name}"}))
+        assert termination.exit_code == ExitCode.OUTPUT_REFUSED
+        assert termination.message == f"output {disk / name} cannot be made: Read-only file system"
+        assert termination.hint == "mount its volume for writing"
 
 
 def test_pairs_are_compared_as_pairs(tiny_bert: Path, tmp_path: Path) -> None:

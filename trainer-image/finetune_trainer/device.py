@@ -17,14 +17,41 @@ from finetune_trainer.errors import TrainerError
 CGROUP = Path("/sys/fs/cgroup")
 
 
-def pick_device(gpus: int, number: int = 0) -> torch.device:
-    """The GPU of that number if any is asked for and there is one, else the CPU."""
-    return torch.device("cuda", number) if gpus and torch.cuda.is_available() else torch.device("cpu")
+def num_gpus() -> int:
+    """How many GPUs PyTorch can use; it counts them also where the driver is too old for it."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def pick_device(gpus: int, number: int = 0, has_gpus: bool = False) -> torch.device:
+    """The GPU of that number if any is asked for and there is one, else the CPU.
+
+    With `has_gpus` the node was given what is asked for, and holds it: raises TrainerError where PyTorch cannot use it.
+    """
+    found = num_gpus()
+    if gpus and has_gpus and found <= number:
+        raise too_few_gpus(gpus, found)
+    return torch.device("cuda", number) if gpus and found else torch.device("cpu")
+
+
+def too_few_gpus(asked: int, found: int) -> TrainerError:
+    """The error for GPUs that PyTorch does not find, and what to do about it."""
+    why = "see that the image fits the node's driver (nvidia-smi there)"
+    if not torch.backends.cuda.is_built():
+        why = f"use an image with PyTorch's CUDA build; in this one it is {torch.__version__}, for CPUs alone"
+    return TrainerError(
+        ExitCode.SPEC_INVALID,
+        f"spec.resources.gpusPerNode is {asked}, but PyTorch finds {found} on this node",
+        f"{why}, or use 0 to train on CPUs",
+    )
 
 
 def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """The context of a forward pass. Auto is BF16 only on GPUs: on most CPUs it is many times slower than FP32."""
-    supported = device.type != "cuda" or torch.cuda.is_bf16_supported()
+    """The context of a forward pass.
+
+    Auto is BF16 only on GPUs that compute in it: those before Ampere emulate it, and on most CPUs it is many times
+    slower than FP32.
+    """
+    supported = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == Precision.BF16 and not supported:
         raise TrainerError(
             ExitCode.SPEC_INVALID, "spec.training.precision: BF16 is not supported by this GPU", "use Auto or FP32"

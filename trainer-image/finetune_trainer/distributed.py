@@ -19,11 +19,14 @@ from torch import Tensor
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer import watchdog
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.out_of_memory import is_out_of_memory
 from finetune_trainer.stop import StopFlag
 
 BEAT_SECONDS = 1.0
 _BUCKET_NUMBERS = 25_000_000
 """Gradients that are summed at once: 100 MB."""
+_MOST_SAID = 600
+_WORDS_OF_CUDA = ("CUDA error", "CUDA driver error", "unhandled cuda error", "Cuda failure")
 
 T = TypeVar("T")
 
@@ -135,7 +138,7 @@ class _Beats:
         self._finished = threading.Event()
         self._own: dict[str, Any] = {}
         self._last: list[dict[str, Any]] = []
-        self._lost: TrainerError | None = None
+        self._lost: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="signs-of-life", daemon=True)
 
     def __enter__(self) -> None:
@@ -166,7 +169,7 @@ class _Beats:
                     self._stop.is_set = True
                 if any("error" in status for status in self._last) or all("done" in status for status in self._last):
                     break
-        except TrainerError as error:
+        except Exception as error:  # a lost peer, or that this process has no memory left
             self._lost = error
         if not self._finished.is_set():  # what the others will never hear of should end soon
             self._stop.is_set = True
@@ -206,13 +209,22 @@ def peer_errors() -> Iterator[None]:
 
 @contextmanager
 def library_errors(told: Callable[[str], TrainerError]) -> Iterator[None]:
-    """Raise what is made of the first line that a communication library says; a trace of C++ follows it."""
+    """Raise what is made of what a communication library says, but for its trace of C++.
+
+    A failure of the own GPU comes out there too, and stays what it is: the loss of a peer is counted by nobody here.
+    """
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:  # gloo's have no type of their own
-        raise told(str(error).strip().partition("\n")[0][:300]) from None
+        if _is_of_own_gpu(error):
+            raise
+        raise told(" ".join(str(error).partition("\nException raised from ")[0].split())[:_MOST_SAID]) from None
+
+
+def _is_of_own_gpu(error: RuntimeError) -> bool:
+    if isinstance(error, torch.AcceleratorError) or is_out_of_memory(error):
+        return True
+    return any(words in str(error) for words in _WORDS_OF_CUDA)
 
 
 def gather(ranks: Ranks, value: Any) -> list[Any]:

@@ -18,15 +18,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from finetune_api.exit_codes import ExitCode
 from finetune_api.run import Termination
 from finetune_api.v1alpha1.scheduling import ResourcesSpec
-from finetune_trainer.device import available_cores
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.device import available_cores, num_gpus, too_few_gpus
 from finetune_trainer.progress import read_termination
-from finetune_trainer.rendezvous import Place, host_store
+from finetune_trainer.rendezvous import Place, have_met, host_store
 from finetune_trainer.stop import StopFlag
 
 GRACE_SECONDS = 30.0
@@ -56,21 +53,10 @@ def num_processes(resources: ResourcesSpec, has_gpus: bool = False) -> int:
     asked = resources.gpus_per_node
     if asked == 0:
         return 1
-    found = torch.cuda.device_count()
+    found = num_gpus()
     if found < asked and (has_gpus or resources.nodes > 1):
-        raise TrainerError(
-            ExitCode.SPEC_INVALID,
-            f"spec.resources.gpusPerNode is {asked}, but PyTorch finds {found} on this node",
-            f"{_why_not()}, or use 0 to train on CPUs",
-        )
+        raise too_few_gpus(asked, found)
     return max(1, min(asked, found))
-
-
-def _why_not() -> str:
-    """What to do about GPUs that PyTorch does not find."""
-    if not torch.backends.cuda.is_built():
-        return f"use an image with PyTorch's CUDA build; in this one it is {torch.__version__}, for CPUs alone"
-    return "see that the image fits the node's driver (nvidia-smi there)"
 
 
 def launch(command: Sequence[str], node: Place, num_local: int, stop: StopFlag) -> End:
@@ -82,15 +68,31 @@ def launch(command: Sequence[str], node: Place, num_local: int, stop: StopFlag) 
     address, port = ("127.0.0.1", 0) if is_alone else (node.address, node.port)
     with contextlib.ExitStack() as held:
         words = [Path(held.enter_context(tempfile.TemporaryDirectory()), "word.json") for _ in range(num_local)]
+        store = None  # lives as long as they do
         if node.rank == 0:
             store, port = host_store("127.0.0.1" if is_alone else "", port)
-            held.callback(lambda: store)  # lives as long as they do
         children = []
         for local, word in enumerate(words):
             place = Place(node.rank * num_local + local, node.size * num_local, local, address, port)
             children.append(_start(command, place, num_local, word))
-        number, code = _decisive(_wait_for_all(children, stop))
-        return End(code, read_termination(words[number]))
+        ends = _wait_for_all(children, stop)
+        number, code = _decisive(ends)
+        end = End(code, read_termination(words[number]))
+        all_lost = {code for _, code in ends} == {ExitCode.PEER_LOST}
+        if all_lost and store is not None and (is_alone or not have_met(store)):
+            return _counted(end)
+        return end
+
+
+def _counted(end: End) -> End:
+    """The end of a node whose processes have all lost a peer, as a failed try: no other process's end will count.
+
+    The first one counts a meeting that does not come about, but may have been ended here before it could say so.
+    """
+    code, last = ExitCode.NETWORK_UNAVAILABLE, end.termination
+    hint = "see what each process says in the log; within a node, NCCL needs spec.resources.sharedMemory"
+    told = {"exit_code": code, "reason": code.reason, "hint": hint}
+    return End(code, last.model_copy(update=told) if last is not None else None)
 
 
 def end_with_launcher() -> None:

@@ -11,7 +11,16 @@ from finetune_api.exit_codes import ExitCode
 from finetune_trainer.errors import TrainerError
 
 TRAINING_HINT = "set training.microBatchSize lower (same result), lower data.maxLength, use adapters, or give more"
-_WORDS = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "CUDA error: out of memory")
+_WORDS = (
+    "can't allocate memory",
+    "not enough memory",
+    "Cannot allocate memory",
+    "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "'out of memory'",  # NCCL's: Cuda failure 2 'out of memory'
+    "STATUS_ALLOC_FAILED",  # CUBLAS_ and CUDNN_
+    "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate",
+)
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -21,9 +30,15 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in _WORDS)
 
 
+def is_said_in(last_words: str) -> bool:
+    """Whether memory ran out in a process that has failed, by what it wrote."""
+    return any(words in last_words for words in (*_WORDS, "MemoryError"))
+
+
 def words_of(error: Exception) -> str:
     """What ran out, in one line."""
-    return str(error).partition("\n")[0] or "out of memory"
+    lines = str(error).splitlines() or ["out of memory"]
+    return next((line for line in lines if any(words in line for words in _WORDS)), lines[0])
 
 
 @contextmanager

@@ -134,6 +134,18 @@ def host_store(address: str, port: int) -> tuple[TCPStore, int]:
     return store, port
 
 
+def have_met(store: Store) -> bool:
+    """Whether the processes of this meeting place have begun to train."""
+    return store.check([_MET])
+
+
+def leave() -> None:
+    """Part from the other processes, where all have ended well; NCCL may wait for ever for one that is lost."""
+    if dist.is_initialized():
+        with contextlib.suppress(RuntimeError):  # the model is there
+            dist.destroy_process_group()
+
+
 def _meet(place: Place, stop: StopFlag) -> Store:
     """The store that all processes are at."""
     ends_at = time.monotonic() + WAIT_SECONDS
@@ -167,7 +179,7 @@ def _connect(place: Place, ends_at: float, stop: StopFlag) -> TCPStore:
                 store = TCPStore(
                     place.address, place.port, wait_for_workers=False, timeout=timedelta(seconds=WAIT_SECONDS)
                 )
-                if not store.check([_MET]):
+                if not have_met(store):
                     return store
         if is_there and _is_over(ends_at + watchdog.LIMIT_SECONDS, stop):
             raise TrainerError(

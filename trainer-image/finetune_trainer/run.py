@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 
 from finetune_api.exit_codes import ExitCode
+from finetune_api.measures import DIVERGENCE, on_retention
 from finetune_api.run import Run
-from finetune_api.support import unsupported
 from finetune_api.v1alpha1.status import Result
 from finetune_trainer import device as devices
-from finetune_trainer import distributed, forgetting, storage
+from finetune_trainer import distributed, storage
 from finetune_trainer.auto.resolve import resolve
 from finetune_trainer.checkpoint import CheckpointStore
 from finetune_trainer.data.sources import local_path, model_directory
@@ -28,14 +28,14 @@ from finetune_trainer.export import check_target, export
 from finetune_trainer.export.card import model_card
 from finetune_trainer.first_start import first_start
 from finetune_trainer.hold import only_trainer_in, only_writer_of
-from finetune_trainer.judge import DIVERGENCE, RETENTION, RunState
+from finetune_trainer.judge import RunState
 from finetune_trainer.loop import TrainingLoop
 from finetune_trainer.model_checks import model_files
 from finetune_trainer.models import Loaded, num_parameters
 from finetune_trainer.progress import ProgressLog
 from finetune_trainer.remote import fetch as remote
 from finetune_trainer.remote import output as remote_output
-from finetune_trainer.rendezvous import ALONE, Place, join
+from finetune_trainer.rendezvous import ALONE, Place, join, leave
 from finetune_trainer.stop import StopFlag
 from finetune_trainer.strategies import Tuning, prepare
 from finetune_trainer.tasks import Task, make_task
@@ -48,13 +48,12 @@ _NO_LOCK = "no lock can be had in {}: see that no other job writes there"
 
 def execute(run: Run, progress: ProgressLog, stop: StopFlag, place: Place = ALONE) -> Result | None:
     """Train and export a job's model; None where another process of the job exports it. Raises TrainerError."""
-    refuse_unsupported(run)
     target, work_dir = output_directory(run), Path(run.work_dir)
     if place.size > 1 and (known := EndRecord(run).load()) is not None:
         result, last = known
         progress.ended(last)
         return result if place.rank == 0 else None
-    device = devices.pick_device(run.spec.resources.gpus_per_node, place.local_rank)
+    device = devices.pick_device(run.spec.resources.gpus_per_node, place.local_rank, run.has_gpus)
     with doing("meeting the other processes"):
         ranks = join(place, device, stop)
     with ExitStack() as held:
@@ -79,7 +78,9 @@ def execute(run: Run, progress: ProgressLog, stop: StopFlag, place: Place = ALON
                 downloads = distributed.first(ranks, lambda: remote.fetch(run, progress.note, stop), stop)
             run = run.model_copy(update={"downloads": downloads})
         with remote.named_by_uri(run.downloads):
-            return train(run, target, ranks, device, progress, stop)
+            made = train(run, target, ranks, device, progress, stop)
+    leave()
+    return made
 
 
 def output_directory(run: Run) -> Path:
@@ -99,11 +100,12 @@ def train(
         run = resolve(run.spec.strategy.auto, run, task, directory, device, progress, ranks, stop)
     loaded = ranks.attend(lambda: load(run, task), stop)
     # What one process writes meanwhile, such as a teacher's answers, the others read.
-    with doing("preparing the training", on=device):
+    with doing("preparing the training"):
         tuning = distributed.first_before_others(
             ranks, lambda: prepare(run, task, loaded, directory, device, progress.note), stop
         )
-        tuning.model.to(device)
+        with doing(on=device):
+            tuning.model.to(device)
     checkpoints = CheckpointStore(
         Path(run.work_dir, "checkpoints"),
         run.identity(),
@@ -138,7 +140,7 @@ def note_resources(run: Run, ranks: Ranks, device: torch.device, progress: Progr
     """Say what the job trains on."""
     processes = f" in each of {ranks.size} processes" if ranks.size > 1 else ""
     progress.note(f"training on {device.type} with {devices.set_threads()} threads{processes}")
-    asked, found = run.spec.resources.gpus_per_node, torch.cuda.device_count()
+    asked, found = run.spec.resources.gpus_per_node, devices.num_gpus()
     if asked and device.type == "cpu":
         progress.note("a GPU is asked for, but PyTorch finds none: training will take much longer")
     elif asked > found:
@@ -173,16 +175,10 @@ def export_result(run: Run, task: Task, tuning: Tuning, state: RunState, target:
         target,
         tuning,
         task,
-        lambda difference: model_card(run, result, task, tuning, difference, choice),
+        lambda difference: model_card(run, result, task, difference, choice),
         run.downloads,
     )
     return result.model_copy(update={"digest": digest})
-
-
-def refuse_unsupported(run: Run) -> None:
-    """Raise TrainerError when the spec has a field that this release would ignore."""
-    if problems := unsupported(run.spec):
-        raise TrainerError(ExitCode.SPEC_INVALID, "; ".join(map(str, problems)))
 
 
 @doing("taking the digest of the model and the data")
@@ -263,6 +259,6 @@ def make_result(run: Run, task: Task, tuning: Tuning, state: RunState) -> Result
 
 def forgetting_of(run: Run, state: RunState) -> dict[str, float]:
     """The deciding metric on the retention rows before and after, and the divergence from the base."""
-    name = forgetting.name_of(RETENTION, run.spec.metric())
+    name = on_retention(run.spec.metric())
     found = {"before": state.before.get(name), "after": state.last.get(name), DIVERGENCE: state.last.get(DIVERGENCE)}
     return {key: value for key, value in found.items() if value is not None}

@@ -151,10 +151,13 @@ def storage_errors(place: Path) -> Iterator[None]:
                 "free space or enlarge the volume; the last good checkpoint is kept and the next run resumes from it",
             ) from None
         if code in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise TrainerError(
-                ExitCode.OUTPUT_REFUSED, f"{place}: {os.strerror(code)}", "let the trainer's user write there"
-            ) from None
+            raise TrainerError(ExitCode.OUTPUT_REFUSED, f"{place}: {os.strerror(code)}", how_to_allow(code)) from None
         raise
+
+
+def how_to_allow(code: int) -> str:
+    """What lets a directory be written whose refusal has this errno."""
+    return "mount its volume for writing" if code == errno.EROFS else "let the trainer's user write there"
 
 
 def _error_number(error: Exception) -> int | None:

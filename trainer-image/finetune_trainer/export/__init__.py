@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from finetune_trainer.tasks import Task
 
 _TOLERANCE = 1e-5
 NUM_PROBES = 16
+_MEMORY_HINT = "raise spec.resources.memory: the exported model is loaded a second time, to be compared on the CPU"
 
 
 def check_target(target: Path) -> None:
@@ -56,13 +58,16 @@ def _check_parent(target: Path) -> None:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return  # training may run, and by its end there may be space again
-        reason = error.strerror
+        code = error.errno or errno.EACCES
     else:
         if os.access(target.parent, os.W_OK | os.X_OK):
             return
-        reason = os.strerror(errno.EACCES)
+        is_read_only = os.statvfs(target.parent).f_flag & os.ST_RDONLY
+        code = errno.EROFS if is_read_only else errno.EACCES
     raise TrainerError(
-        ExitCode.OUTPUT_REFUSED, f"output {target} cannot be made: {reason}", "let the trainer's user write there"
+        ExitCode.OUTPUT_REFUSED,
+        f"output {target} cannot be made: {os.strerror(code)}",
+        storage.how_to_allow(code),
     )
 
 
@@ -79,14 +84,15 @@ def export(
     inputs = {"truncation": True, "max_length": task.max_length, **padding, **task.probes(NUM_PROBES)}
 
     def fill(directory: Path) -> None:
+        _leave_device(tuning.model)
         tuning.save(directory)
         expected = _logits(tuning, task, inputs)
         try:
-            difference = reload.compare(
-                directory, tuning.loader, task.model_class, inputs, expected, downloads, tuning.base_settings
-            )
+            difference = reload.compare(directory, tuning.loader, task.model_class, inputs, expected, downloads)
         except reload.NotLoaded as error:
             raise _mismatch(str(error)) from None
+        except MemoryError as error:
+            raise TrainerError(ExitCode.OUT_OF_MEMORY, str(error), _MEMORY_HINT) from None
         if not is_rounding(difference, expected):
             raise _mismatch(f"the exported model gives other logits (largest difference {difference:g})")
         (directory / "README.md").write_text(card(difference), encoding="utf-8")
@@ -110,8 +116,17 @@ def _mismatch(message: str) -> TrainerError:
     )
 
 
+def _leave_device(model: torch.nn.Module) -> None:
+    """Move a trained model to the CPU, and let go of what trained it, such as the optimizer's moments.
+
+    Before it is saved: P-tuning's prompt is computed then, and the expected logits are those of the CPU's.
+    """
+    model.eval().to("cpu")
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
 @torch.no_grad()
 def _logits(tuning: Tuning, task: Task, inputs: dict[str, Any]) -> torch.Tensor:
     """The trained model's logits, on the CPU in float32 as the fresh process computes them."""
-    tuning.model.eval().to("cpu")
     return reload.logits_of(tuning.model(**task.tokenizer(**inputs, return_tensors="pt")))

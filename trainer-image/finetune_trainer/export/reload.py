@@ -27,15 +27,14 @@ def compare(
     inputs: dict[str, Any],
     expected: torch.Tensor,
     places: Mapping[str, str] | None = None,
-    base_settings: Mapping[str, Any] | None = None,
 ) -> float:
     """Largest absolute difference between expected logits and those of the model loaded from a directory.
 
     `model_class` of transformers loads it, and `inputs` are its tokenizer's arguments. `places` says where a base model
-    lies whose name is not where, and `base_settings` what BitsAndBytesConfig takes for it.
-    Raises NotLoaded with the process's last words when it cannot load the model, MemoryError when it was killed.
+    lies whose name is not where.
+    Raises NotLoaded with the process's last words when it cannot load the model, MemoryError when memory ran out.
     """
-    from finetune_trainer import watchdog  # here, because the fresh process must know nothing of ours
+    from finetune_trainer import out_of_memory, watchdog  # here, because the fresh process must know nothing of ours
 
     with tempfile.TemporaryDirectory() as scratch:
         request, answer = Path(scratch, "request.json"), Path(scratch, "logits.safetensors")
@@ -48,7 +47,6 @@ def compare(
                     "inputs": inputs,
                     "answer": str(answer),
                     "places": dict(places or {}),
-                    "base_settings": base_settings and dict(base_settings),
                 }
             )
         )
@@ -60,13 +58,16 @@ def compare(
             text=True,
             # transformers copies an export's code before it runs it; home may be read-only, and is not ours to fill.
             # The base model is in the cache by now, so the hub need not be asked, nor told the token.
-            env=os.environ | {"HF_MODULES_CACHE": scratch, "HF_HUB_OFFLINE": "1"},
+            # It compares on the CPU; transformers and peft take a GPU where they see one.
+            env=os.environ | {"HF_MODULES_CACHE": scratch, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
             start_new_session=True,  # Ctrl-C is for the trainer, which ends well
         )
         with process, watchdog.child(process.pid):
             said = process.communicate()[1]
         if process.returncode == -signal.SIGKILL:
             raise MemoryError("out of memory: the process that reloads the exported model was killed")
+        if process.returncode and out_of_memory.is_said_in(said):
+            raise MemoryError("out of memory in the process that reloads the exported model")
         if process.returncode:
             raise NotLoaded(f"the exported model cannot be loaded: {said.strip()[-1000:]}")
         logits = load_file(answer)["logits"]
@@ -90,13 +91,13 @@ def _answer(request: dict[str, Any]) -> None:
     if request["loader"] == "peft":
         from peft import PeftConfig, PeftModel
 
-        adapter = PeftConfig.from_pretrained(directory)
+        adapter, config = PeftConfig.from_pretrained(directory), AutoConfig.from_pretrained(directory)
         name = adapter.base_model_name_or_path
-        settings = request["base_settings"]
+        settings = getattr(config, "finetune", {}).get("base_settings")
         base = model_class.from_pretrained(
             request["places"].get(name, name),
             revision=adapter.revision,
-            config=AutoConfig.from_pretrained(directory),
+            config=config,
             dtype=torch.float32,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # the base model's own output layer may be for other labels

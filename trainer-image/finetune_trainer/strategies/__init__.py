@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from finetune_trainer.models import Loaded
 from finetune_trainer.objective import Objective
 from finetune_trainer.optim import Trained
 from finetune_trainer.tasks import Task
+from finetune_trainer.watchdog import doing
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,6 @@ class Tuning:
     """Write what `from_pretrained` (or peft) loads into a directory."""
     loader: str
     """How the saved directory is loaded: `transformers`, `transformers-remote-code` or `peft`."""
-    base_settings: Mapping[str, Any] | None = None
-    """Of a `peft` loader: what transformers' BitsAndBytesConfig takes to load the base model as it was trained on."""
     objective: Objective | None = None
     """What is minimised in place of the task's loss."""
     penalty: Callable[[], Tensor] | None = None
@@ -60,11 +58,12 @@ def prepare(
     if strategy.distillation is not None:
         from finetune_trainer.strategies.distillation import prepare_distillation
 
-        return prepare_distillation(strategy.distillation, run, task, loaded, model_directory, device, note)
+        with doing(on=device):  # the teacher answers there; the others prepare a model on the CPU
+            return prepare_distillation(strategy.distillation, run, task, loaded, device, note)
     if strategy.prompt_tuning is not None:
         from finetune_trainer.strategies.prompt_tuning import prepare_prompt_tuning
 
-        return prepare_prompt_tuning(strategy.prompt_tuning, run, task, loaded, model_directory, device, note)
+        return prepare_prompt_tuning(strategy.prompt_tuning, run, task, loaded, model_directory, note)
     if strategy.adapter is not None:
         from finetune_trainer.strategies.adapter import prepare_adapter
 
