@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from bitsandbytes.functional import dequantize_4bit
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig
 
@@ -16,6 +17,7 @@ from finetune_api.exit_codes import ExitCode
 from finetune_trainer.models import load_model, load_tokenizer, num_parameters
 from finetune_trainer.strategies import quantized
 from trainer.adapted import MODEL_CLASSES, TASKS, adapter_run, in_memory, make_base, outputs
+from trainer.loading_lines import names_left
 from trainer.runs import complete, finish, interrupted, make_loop, notes, output
 from trainer.tiny import make_model
 from trainer.tiny_lm import make_lm
@@ -29,10 +31,8 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def as_the_card_says(run: Any) -> Any:
-    """The output, loaded by the lines of its model card."""
-    code = (output(run) / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
-    known: dict[str, Any] = {"directory": str(output(run))}
-    exec(code, known)  # noqa: S102
+    """The output, loaded by the lines that are printed for it and are in its model card."""
+    known = names_left(run)
     for module in known["base"].modules():  # some CPUs round once more, to be faster
         module.support_avx512bf16_for_cpu = False
     return known["model"]
@@ -53,6 +53,38 @@ def test_the_model_in_4_bits_is_that_of_transformers(tmp_path: Path) -> None:
     for name, parameter in loaded.model.base_model.named_parameters():
         assert torch.equal(parameter, theirs.base_model.get_parameter(name)), name
     assert num_parameters(loaded.model.parameters()) == num_parameters(whole.parameters())
+
+
+def test_under_autocast_it_computes_in_its_type(tmp_path: Path) -> None:
+    """As a linear layer with the same weights does, to the bit; and the layer itself is not rounded by it."""
+    base = make_model(tmp_path / "base")
+    loaded = load_model(AutoModelForSequenceClassification, base, load_tokenizer(base))
+    quantized.quantize(loaded)
+    layer: Any = loaded.model.base_model.encoder.layer[0].intermediate.dense
+    torch.nn.init.normal_(layer.bias)
+    weight, bias = dequantize_4bit(layer.weight.data, layer.weight.quant_state), layer.bias.detach().clone()
+    inputs = torch.randn(3, 32, requires_grad=True)
+    for training in (True, False):
+        layer.train(training)
+        with torch.autocast("cpu", torch.bfloat16):
+            found, expected = layer(inputs), torch.nn.functional.linear(inputs, weight, bias)
+        assert found.dtype == torch.bfloat16
+        assert torch.equal(found, expected)
+        gradients = [torch.autograd.grad(one.sum(), inputs)[0] for one in (found, expected)]
+        assert torch.equal(*gradients)
+    assert torch.equal(layer.bias, bias)
+    torch.testing.assert_close(layer(inputs), torch.nn.functional.linear(inputs, weight, bias))
+
+
+@pytest.mark.parametrize("kind", ["LoRA", "DoRA"])
+@pytest.mark.usefixtures("unchecked_export")
+def test_the_output_is_what_was_trained_in_bfloat16(bases: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    task = "TextClassification"
+    training = {"maxSteps": 3, "precision": "BF16"}
+    run = adapter_run(tmp_path, task, bases[task], NF4 | {"type": kind}, training=training)
+    complete(run)
+    tuned = outputs(in_memory(run), run)
+    torch.testing.assert_close(outputs(as_the_card_says(run), run), tuned, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["LoRA", "RSLoRA", "DoRA"])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from finetune_api.v1alpha1.strategy import Divergence, HiddenLoss
+from finetune_trainer.batching import places
 from finetune_trainer.distillation.feature import attention_loss, hidden_loss, layer_map
 from finetune_trainer.distillation.relation import (
     angle_loss,
@@ -140,13 +141,14 @@ class TestResponse:
 
 class TestFeature:
     valid = torch.tensor([[True, True, True], [True, False, False]])
+    tokens = places(valid)
 
     def test_hidden_mse(self) -> None:
         student, teacher = normal(2, 3, 4, seed=1), normal(2, 3, 4, seed=2)
         expected = 0.0
         for b, t in ((0, 0), (0, 1), (0, 2), (1, 0)):
             expected += sum((student[b, t, d] - teacher[b, t, d]).item() ** 2 for d in range(4)) / 4
-        found = hidden_loss(student, teacher, self.valid, HiddenLoss.MSE, 10.0)
+        found = hidden_loss(student, teacher, self.tokens, HiddenLoss.MSE, 10.0)
         assert found.item() == pytest.approx(expected / 10, rel=1e-5)
 
     def test_hidden_cosine(self) -> None:
@@ -154,7 +156,7 @@ class TestFeature:
         expected = sum(
             1 - cosine(student[b, t].tolist(), teacher[b, t].tolist()) for b, t in ((0, 0), (0, 1), (0, 2), (1, 0))
         )
-        found = hidden_loss(student, teacher, self.valid, HiddenLoss.COSINE, 10.0)
+        found = hidden_loss(student, teacher, self.tokens, HiddenLoss.COSINE, 10.0)
         assert found.item() == pytest.approx(expected / 10, rel=1e-5)
 
     def attention(self, heads: int, seed: int) -> Tensor:
@@ -167,7 +169,7 @@ class TestFeature:
         expected = 0.0
         for b, t in ((0, 0), (0, 1), (0, 2), (1, 0)):
             expected += sum(kl(teacher[b, h, t].tolist(), student[b, h, t].tolist()) for h in range(2)) / 2
-        assert attention_loss(student, teacher, self.valid, 10.0).item() == pytest.approx(expected / 10, rel=1e-5)
+        assert attention_loss(student, teacher, self.tokens, 10.0).item() == pytest.approx(expected / 10, rel=1e-5)
 
     def test_attention_of_unequal_heads_is_of_their_means(self) -> None:
         student, teacher = self.attention(2, seed=1), self.attention(3, seed=2)
@@ -175,11 +177,11 @@ class TestFeature:
             kl(teacher[b, :, t].mean(0).tolist(), student[b, :, t].mean(0).tolist())
             for b, t in ((0, 0), (0, 1), (0, 2), (1, 0))
         )
-        assert attention_loss(student, teacher, self.valid, 10.0).item() == pytest.approx(expected / 10, rel=1e-5)
+        assert attention_loss(student, teacher, self.tokens, 10.0).item() == pytest.approx(expected / 10, rel=1e-5)
 
     def test_attention_that_student_lacks_has_a_finite_gradient(self) -> None:
         student = torch.tensor([[[[1.0, 0.0]]]]).requires_grad_(True)
-        loss = attention_loss(student, torch.tensor([[[[0.5, 0.5]]]]), torch.tensor([[True]]), 1.0)
+        loss = attention_loss(student, torch.tensor([[[[0.5, 0.5]]]]), torch.tensor([0]), 1.0)
         loss.backward()
         assert student.grad is not None
         assert torch.isfinite(loss)
@@ -206,7 +208,7 @@ class TestRelation:
         hidden = normal(2, 4, 3)
         owner = torch.tensor([[0, 0, 1, -1], [2, 2, 2, -1]])
         expected = [hidden[0, :2].mean(0), hidden[0, 2], hidden[1, :3].mean(0)]
-        assert torch.allclose(pool(hidden, owner, 3).double(), torch.stack(expected), atol=1e-6)
+        assert torch.allclose(pool(hidden, owner, places(owner >= 0), 3).double(), torch.stack(expected), atol=1e-6)
 
     def test_distance(self) -> None:
         student, teacher, size = normal(5, 3, seed=1), normal(5, 7, seed=2), 5
@@ -262,7 +264,9 @@ class TestRelation:
                     for k in same
                 ]
                 expected += sum(squares) / len(squares) if squares else 0.0
-        assert flow_loss(student, teacher, torch.tensor(owner), 10.0).item() == pytest.approx(expected / 10, rel=1e-4)
+        owner_BL = torch.tensor(owner)
+        loss = flow_loss(student, teacher, owner_BL, places(owner_BL >= 0), 10.0)
+        assert loss.item() == pytest.approx(expected / 10, rel=1e-4)
 
     @pytest.mark.parametrize(("mine", "theirs"), [((2, 6), (3, 8)), ((4, 3), (4, 3))])
     def test_self_relation(self, mine: tuple[int, int], theirs: tuple[int, int]) -> None:
@@ -290,7 +294,7 @@ class TestRelation:
                     found.append(probabilities(scores))
                 expected += kl(found[1], found[0]) / relation_heads
         loss = self_relation_loss(
-            (vectors[0][0], vectors[0][1]), (vectors[1][0], vectors[1][1]), allowed, valid, relation_heads, 10.0
+            (vectors[0][0], vectors[0][1]), (vectors[1][0], vectors[1][1]), allowed, places(valid), relation_heads, 10.0
         )
         assert loss.item() == pytest.approx(expected / 10, rel=1e-4)
 

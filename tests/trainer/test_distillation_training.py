@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.run import Run
-from finetune_trainer.batching import Batch, Example
+from finetune_trainer.batching import Batch, Example, places
 from finetune_trainer.distillation.cache import Answers
 from finetune_trainer.distillation.objective import DistillationObjective
 from finetune_trainer.distillation.relation import angle_loss, distance_loss, flow_loss
@@ -277,6 +277,7 @@ class TestWiring:
                 (student.hidden_states[a], student.hidden_states[c]),
                 (known.hidden_states[b], known.hidden_states[d]),
                 owner,
+                places(mask),
                 float(mask.sum()),
             )
             for (a, b), (c, d) in itertools.pairwise(stops)

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.run import Run
 from finetune_trainer import losses
-from finetune_trainer.batching import Batch, Example
+from finetune_trainer.batching import UNLABELED, Batch, Example
 from finetune_trainer.loop import TrainingLoop
 from trainer.distilling import distilling
 from trainer.runs import finish, make_loop
@@ -122,6 +123,61 @@ def test_an_evaluation_takes_little_more_than_the_logits_of_a_batch(tmp_path: Pa
     assert logits > 2**28
     copies = 6 * 4 * losses.NUMBERS_AT_ONCE
     assert found["taken"] < logits + copies, found
+
+
+LOGITS_OF_A_STEP = """
+import json, sys
+from pathlib import Path
+import torch
+from finetune_trainer import losses
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+
+torch.set_num_threads(1)
+weight = torch.ones(65_536, 1, requires_grad=True)
+logits = torch.nn.functional.linear(torch.ones(1536, 1), weight)
+Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+before = peak()
+losses.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64), 1.0).backward()
+print(json.dumps({"taken": peak() - before, "logits": 4 * logits.numel()}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
+def test_a_step_takes_little_more_than_its_logits_and_their_gradient() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOGITS_OF_A_STEP], capture_output=True, text=True, check=True, timeout=300
+    )
+    found = json.loads(done.stdout)
+    assert found["logits"] > 2**28
+    copies = 5 * 4 * losses.NUMBERS_AT_ONCE
+    assert found["taken"] < found["logits"] + copies, found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gradient_in_parts_is_the_usual_one(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """To the bit; and both are those of 64 bits. Some units have no label, and one an impossible class."""
+    torch.manual_seed(0)
+    logits_UC, targets_U = 3 * torch.randn(50, 97).to(dtype), torch.randint(97, (50,))
+    logits_UC[3, 5], targets_U[3], targets_U[7], targets_U[9] = -torch.inf, 6, UNLABELED, -1
+    found = []
+    for at_once in (losses.NUMBERS_AT_ONCE, 7 * 97):
+        monkeypatch.setattr(losses, "NUMBERS_AT_ONCE", at_once)
+        leaf_UC = logits_UC.clone().requires_grad_()
+        loss = losses.cross_entropy(leaf_UC, targets_U, 13.0)
+        (0.5 * loss).backward()
+        found.append((loss.item(), leaf_UC.grad))
+    (whole, gradient), (in_parts, gradient_in_parts) = found
+    assert in_parts == pytest.approx(whole, rel=1e-6)
+    assert torch.equal(gradient, gradient_in_parts)
+    exact_UC = logits_UC.double().requires_grad_()
+    exact = F.cross_entropy(exact_UC, targets_U.clamp(min=-1), ignore_index=-1, reduction="sum") / 13
+    (0.5 * exact).backward()
+    assert in_parts == pytest.approx(exact.item(), rel=1e-6)
+    if dtype == torch.float32:
+        torch.testing.assert_close(gradient_in_parts.double(), exact_UC.grad, rtol=0, atol=1e-6)
 
 
 def asking_for_too_much(*_: Any, **__: Any) -> Any:

@@ -62,8 +62,11 @@ def pad_more(task: Any, columns: int) -> None:
 
     def wider(examples: Any) -> Any:
         batch = collate(examples)
+        width = batch.inputs["input_ids"].shape[1]
         inputs = {name: nn.functional.pad(tensor, (0, columns)) for name, tensor in batch.inputs.items()}
-        return dataclasses.replace(batch, inputs=inputs, units=nn.functional.pad(batch.units, (0, columns)))
+        if batch.possible is not None:
+            return dataclasses.replace(batch, inputs=inputs, possible=nn.functional.pad(batch.possible, (0, columns)))
+        return dataclasses.replace(batch, inputs=inputs, units=batch.units + batch.units // width * columns)
 
     task.collate = wider
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from finetune_trainer.loop import TrainingLoop
-from finetune_trainer.strategies.full import depths
+from finetune_trainer.optim import Trained
+from finetune_trainer.strategies.full import _distance, depths
 from trainer.extraction import tagging_run
 from trainer.runs import complete, end_state, interrupted, make_loop, without_dropout
 from trainer.test_loop import scripted
@@ -183,6 +185,31 @@ def test_penalty_is_a_term_of_its_own(tiny_bert: Path, tmp_path: Path, monkeypat
     latest = loop.progress.latest
     assert latest.loss_terms.keys() == {"task", "penalty"}
     assert latest.loss_terms["penalty"] > 0
+
+
+class Copies(TorchDispatchMode):
+    """Counts the tensors that are copied to another device or type."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._to_copy.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_start_moves_to_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each step it would take longer than the step itself."""
+    monkeypatch.setattr(torch.__future__, "_swap_module_params_on_conversion", True)  # as if it were a GPU
+    layer = nn.Linear(3, 2)
+    distance = _distance(0.3, {name: Trained(parameter) for name, parameter in layer.named_parameters()})
+    assert distance is not None
+    layer.to("meta")
+    copies = []
+    for _ in range(3):
+        with Copies() as found:
+            assert distance().device.type == "meta"
+        copies.append(found.count)
+    assert copies == [2, 0, 0]
 
 
 HELD_WHILE_THAWING = full(gradualUnfreezing={"everySteps": 2}, l2ToStart="0.1")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from finetune_api.exit_codes import ExitCode
@@ -20,6 +23,7 @@ from finetune_trainer.batching import Batch
 from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.evaluation import EvaluationInterrupted, evaluate
 from finetune_trainer.loop import TrainingLoop
+from finetune_trainer.progress import ProgressLog
 from finetune_trainer.stop import StopFlag
 from trainer.runs import checkpoints, complete, events, finish, interrupted, make_loop, notes, output, without_dropout
 from trainer.tiny import FULL, HOULSBY, STRATEGIES, make_run
@@ -428,6 +432,40 @@ def test_progress_says_what_happens(tiny_bert: Path, tmp_path: Path, monkeypatch
     for value in (last.loss, last.grad_norm, last.learning_rate, last.tokens_per_second):
         assert value is not None
         assert value > 0
+
+
+def test_memory_is_that_of_the_device_that_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # there is a GPU, and the job asks for none
+    progress = ProgressLog(None)
+    progress.start(0, 2)
+    progress.step(
+        1, loss=1.0, terms={}, learning_rate=1.0, grad_norm=1.0, epoch=0.1, tokens=1, device=torch.device("cpu")
+    )
+    assert (progress.latest.memory_peak_bytes or 0) > 2**20
+
+
+@pytest.mark.parametrize(("platform", "unit"), [("linux", 1024), ("darwin", 1)])
+def test_memory_is_in_bytes(monkeypatch: pytest.MonkeyPatch, platform: str, unit: int) -> None:
+    """The system counts in KiB, but macOS in bytes."""
+    monkeypatch.setattr("sys.platform", platform)
+    progress = ProgressLog(None)
+    progress.start(0, 2)
+    progress.step(
+        1, loss=1.0, terms={}, learning_rate=1.0, grad_norm=1.0, epoch=0.1, tokens=1, device=torch.device("cpu")
+    )
+    counted = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert counted * unit * 0.9 < (progress.latest.memory_peak_bytes or 0) <= counted * unit
+
+
+def test_weights_that_were_given_broken_are_not_blamed_on_the_rate(tiny_bert: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    tensors = load_file(model / "model.safetensors")
+    tensors["encoder.layer.1.output.dense.weight"][0, 0] = math.nan
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    termination = finish(make_run(tmp_path / "run", model, FULL))
+    assert termination.exit_code == ExitCode.MODEL_INVALID
+    assert termination.message == "the evaluation loss is nan before anything was trained: the given model computes it"
+    assert termination.hint == "look for weights in it that are NaN or infinite, and copy it again"
 
 
 @pytest.mark.usefixtures("unchecked_export")

@@ -46,13 +46,14 @@ def test_trying_changes_nothing_that_is_drawn_later(tmp_path: Path) -> None:
     before = torch.get_rng_state()
     inputs = loop.task.collate(loop.task.train[:1]).inputs
     model = loop.task.load_model().model.train()
+    hooks = [len(module._forward_pre_hooks) for module in model.modules()]
     check_read(STRATEGY, loop.model.train(), inputs)
     pefts_logits(STRATEGY, model, torch.zeros(6, 32), inputs)
     assert body_of(model, inputs)[0] == "transformer"
     assert torch.equal(torch.get_rng_state(), before)
     assert model.training
     assert loop.model.training
-    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert [len(module._forward_pre_hooks) for module in model.modules()] == hooks
 
 
 class TestRefused:

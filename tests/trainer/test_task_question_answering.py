@@ -64,8 +64,8 @@ def test_usual_rows(tiny_bert: Path, tmp_path: Path) -> None:
     assert span(second) == (0, 0)
     batch = task.collate(task.train)
     assert batch.targets.tolist() == [6, 6, 0, 0]
-    assert batch.units is not None
-    assert batch.units.int().tolist() == [[1, 0, 0, 1, 1, 1, 1, 1, 1, 0], [1, 0, 0, 1, 1, 0, 0, 0, 0, 0]]
+    assert batch.possible is not None
+    assert batch.possible.int().tolist() == [[1, 0, 0, 1, 1, 1, 1, 1, 1, 0], [1, 0, 0, 1, 1, 0, 0, 0, 0, 0]]
     assert task.labels == ()
 
 
@@ -212,12 +212,12 @@ def test_loss_is_that_of_transformers(still_bert: Path, tmp_path: Path) -> None:
     loss = losses.cross_entropy(logits_UC, batch.targets, task.num_units(task.train))
     # Their own function, told that neither the question nor padding can be an answer.
     starts, ends = (torch.tensor([span(example)[side] for example in task.train]) for side in (0, 1))
-    assert batch.units is not None
-    masked = [logits.masked_fill(~batch.units, -1e30) for logits in (output.start_logits, output.end_logits)]
+    assert batch.possible is not None
+    masked = [logits.masked_fill(~batch.possible, -1e30) for logits in (output.start_logits, output.end_logits)]
     theirs = ForQuestionAnsweringLoss(*masked, starts, ends)
     assert loss.item() == pytest.approx(theirs.item(), abs=1e-6)
     # And to the letter where every token may be one.
-    batch.units.fill_(True)
+    batch.possible.fill_(True)
     everywhere = losses.cross_entropy(task.unit_logits(output, batch), batch.targets, task.num_units(task.train))
     whole = model(**batch.inputs, start_positions=starts, end_positions=ends).loss
     assert everywhere.item() == pytest.approx(whole.item(), abs=1e-6)

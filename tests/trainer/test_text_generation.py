@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.run import Run
@@ -23,6 +23,7 @@ from finetune_trainer.data.packing import can_pack, collate_tokens, filled_rows,
 from finetune_trainer.objective import TaskLoss
 from finetune_trainer.perplexity import PerplexityMetrics
 from finetune_trainer.tasks.text_generation import TextGeneration
+from trainer.loading_lines import names_left
 from trainer.runs import complete, finish, make_loop, output
 from trainer.tiny import FULL, LORA
 from trainer.tiny_lm import CHATML, EOS, IM_END, KINDS, MARKED, make_chats, make_lm, make_lm_run, make_tokenizer
@@ -75,8 +76,8 @@ class TestRows:
         assert packed.inputs["input_ids"].tolist() == [[1, 2, 1, 2], [3, 4, 5, 0], [6, 7, 8, 9]]
         assert packed.inputs["position_ids"].tolist() == [[0, 1, 0, 1], [0, 1, 2, 0], [0, 1, 2, 3]]
         assert packed.inputs["use_cache"] is False
-        assert packed.inputs["logits_to_keep"].tolist() == packed.units.tolist()  # type: ignore[union-attr]
-        assert packed.units.int().tolist() == [[1, 0, 1, 0], [0, 1, 0, 0], [1, 1, 1, 0]]  # type: ignore[union-attr]
+        assert packed.inputs["logits_to_keep"].int().tolist() == [[1, 0, 1, 0], [0, 1, 0, 0], [1, 1, 1, 0]]
+        assert packed.units.tolist() == [0, 2, 5, 8, 9, 10]  # type: ignore[union-attr]
         assert (packed.targets.tolist(), packed.num_tokens) == ([2, 2, 5, 7, 8, 9], 11)
 
 
@@ -369,16 +370,11 @@ class TestTraining:
         termination = complete(run)
         assert termination.result is not None
         assert termination.result.after["perplexity"] < termination.result.before["perplexity"]
-        model: Any
-        ends = GenerationConfig.from_pretrained(output(run)).eos_token_id
-        assert ends == AutoTokenizer.from_pretrained(output(run)).convert_tokens_to_ids([EOS, IM_END])
+        known = names_left(run)
+        model = known["model"]
+        assert known["ends"] == known["tokenizer"].convert_tokens_to_ids([EOS, IM_END])
         if strategy is LORA:
-            from peft import AutoPeftModelForCausalLM
-
-            model = AutoPeftModelForCausalLM.from_pretrained(output(run))
             assert {"model.safetensors", "pytorch_model.bin"}.isdisjoint(path.name for path in output(run).iterdir())
-        else:
-            model = AutoModelForCausalLM.from_pretrained(output(run))
         wanted = [loss for example in read(run).evaluation for loss in reference_losses(model.eval(), example)]
         assert termination.result.after["loss"] == pytest.approx(sum(wanted) / len(wanted), rel=1e-4)
 

@@ -47,16 +47,31 @@ class Batch:
     num_tokens: int
     """Real tokens, without padding."""
     units: Tensor | None = None
-    """Where the units are [B, L], for tasks that predict tokens."""
+    """Where the units are among the tokens, counted row by row [U], for tasks that predict tokens."""
+    possible: Tensor | None = None
+    """Which tokens may be the answer [B, L], for tasks that choose among them."""
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
-        moved = {
-            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in self.inputs.items()
-        }
-        units = self.units.to(device, non_blocking=True) if self.units is not None else None
-        return Batch(moved, self.targets.to(device, non_blocking=True), self.num_tokens, units)
+
+        def moved(value: Any) -> Any:
+            return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+        inputs = {name: moved(value) for name, value in self.inputs.items()}
+        return Batch(inputs, moved(self.targets), self.num_tokens, moved(self.units), moved(self.possible))
+
+
+def places(chosen: Tensor) -> Tensor:
+    """Where a mask on the CPU is true, counted row by row."""
+    return chosen.flatten().nonzero().squeeze(1)
+
+
+def at(values_BL: Tensor, places_U: Tensor) -> Tensor:
+    """What is at some places [U, ...], counted row by row.
+
+    A mask would give the same, but a GPU does not tell how large that is before all is done that it was asked for.
+    """
+    return values_BL.flatten(0, 1).index_select(0, places_U)
 
 
 def pad(examples: Sequence[Example], pad_token_id: int, *, on_left: bool = False) -> dict[str, Tensor]:

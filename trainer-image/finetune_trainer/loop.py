@@ -20,7 +20,7 @@ from finetune_trainer import device as devices
 from finetune_trainer import optim, randomness
 from finetune_trainer.batching import BucketSampler
 from finetune_trainer.checkpoint import Checkpoint, CheckpointStore
-from finetune_trainer.distributed import OneProcess, Ranks, agree_on_any, deal, first, only_first, sum_by_name
+from finetune_trainer.distributed import Ranks, agree_on_any, deal, first, only_first, sum_by_name
 from finetune_trainer.errors import Stopped, non_finite
 from finetune_trainer.evaluation import EvaluationInterrupted
 from finetune_trainer.judge import Judge, RunState
@@ -30,8 +30,6 @@ from finetune_trainer.stop import StopFlag
 from finetune_trainer.strategies import Tuning
 from finetune_trainer.tasks import Task
 from finetune_trainer.watchdog import beat, doing
-
-DEFAULT_EPOCHS = 3
 
 
 class TrainingLoop:
@@ -46,7 +44,7 @@ class TrainingLoop:
         progress: ProgressLog,
         stop: StopFlag,
         device: torch.device,
-        ranks: Ranks | None = None,
+        ranks: Ranks,
     ) -> None:
         self.spec = spec
         self.task = task
@@ -56,7 +54,7 @@ class TrainingLoop:
         self.progress = progress
         self.stop = stop
         self.device = device
-        self.ranks = ranks or OneProcess()
+        self.ranks = ranks
         self.objective: Objective = tuning.objective or TaskLoss(task)
         self.judge = Judge(spec, task, tuning, self.forward, checkpoints, progress, stop, device)
         self.learning_rate = spec.training.learning_rate or tuning.default_learning_rate
@@ -64,8 +62,7 @@ class TrainingLoop:
         self.parameters = [entry.parameter for entry in tuning.trained.values()]
         self.lengths = [len(example.input_ids) for example in task.train]
         self.sampler = BucketSampler(self.lengths, spec.training.batch_size, spec.training.seed)
-        epochs = spec.training.epochs or DEFAULT_EPOCHS
-        self.total_steps = spec.training.max_steps or epochs * self.sampler.batches_per_epoch
+        self.total_steps = spec.training.num_steps(len(task.train))
         self.evaluate_every = spec.evaluation.every_steps or self.sampler.batches_per_epoch
         self.state = RunState()
         self._saved: RunState | None = None
@@ -152,6 +149,7 @@ class TrainingLoop:
             grad_norm=norm_value,
             epoch=self.sampler.epochs_done,
             tokens=sum(self.lengths[row] for row in rows),
+            device=self.device,
         )
         return sum(values.values())
 

@@ -5,12 +5,14 @@ Legend of tensor shapes: U units (supervised predictions), C classes, K classes 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 NUMBERS_AT_ONCE = 2**24
-"""So many numbers are worked on at once where no gradient is wanted: 64 MiB a copy.
+"""So many numbers are worked on at once: 64 MiB a copy.
 
 Copies of less than 32 MiB would go to the C library's heap, and what is kept between them would tear it to pieces.
 """
@@ -19,7 +21,7 @@ Copies of less than 32 MiB would go to the C library's heap, and what is kept be
 def in_parts(values_U: Tensor, num_classes: int) -> tuple[Tensor, ...]:
     """Logits [U, C], or what else there is of their units, in parts that are small enough to be copied a few times.
 
-    The logits over a large vocabulary are by far the largest tensor of an evaluation.
+    The logits over a large vocabulary are by far the largest tensor there is.
     """
     return values_U.split(max(1, NUMBERS_AT_ONCE // max(1, num_classes)))
 
@@ -30,7 +32,34 @@ def cross_entropy(logits_UC: Tensor, targets_U: Tensor, denominator: float) -> T
     Units whose target is negative have no label and count for nothing. Classes with a logit of -inf are impossible.
     """
     targets_U = targets_U.clamp(min=-1)
+    if logits_UC.requires_grad and logits_UC.numel() > NUMBERS_AT_ONCE:
+        loss: Tensor = _InParts.apply(logits_UC, targets_U, denominator)
+        return loss
+    return _cross_entropy(logits_UC, targets_U, denominator)
+
+
+def _cross_entropy(logits_UC: Tensor, targets_U: Tensor, denominator: float) -> Tensor:
     return F.cross_entropy(logits_UC.float(), targets_U, ignore_index=-1, reduction="sum") / denominator
+
+
+class _InParts(torch.autograd.Function):
+    """The same for logits whose copies in float32 would be too large: each part's gradient is computed beside it."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_UC: Tensor, targets_U: Tensor, denominator: float) -> Tensor:
+        gradient_UC, sums = torch.empty_like(logits_UC), []
+        parts = (in_parts(values, logits_UC.shape[-1]) for values in (logits_UC.detach(), targets_U, gradient_UC))
+        for part_UC, part_U, gradient_of_part_UC in zip(*parts, strict=True):
+            with torch.enable_grad():
+                loss = _cross_entropy(part_UC.requires_grad_(), part_U, denominator)
+            gradient_of_part_UC.copy_(torch.autograd.grad(loss, part_UC)[0])
+            sums.append(loss.detach())
+        ctx.gradient_UC = gradient_UC
+        return torch.stack(sums).sum()
+
+    @staticmethod
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.gradient_UC.mul_(factor), None, None
 
 
 def kl_divergence(first_UC: Tensor, second_UC: Tensor) -> Tensor:

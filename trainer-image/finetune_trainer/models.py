@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoTokenizer,
     PretrainedConfig,
@@ -20,9 +21,11 @@ from transformers import (
 
 from finetune_trainer.heads import draw_anew
 from finetune_trainer.model_checks import COPY_AGAIN, check_directory, invalid, one_line
+from finetune_trainer.model_config import read_config
 
 _POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
 _NO_MEMORY = ("allocate memory", "not enough memory", "out of memory")
+_LAYER = re.compile(r"(?<=\.)[0-9]+(?=\.)")
 _NAMES_OF_CODE = ("auto_map", "custom_pipelines")
 
 
@@ -63,7 +66,7 @@ def _pad_within(directory: Path, tokenizer: PreTrainedTokenizerBase) -> None:
 
     A tokenizer may have none, or one that was added to it without making the model's table larger.
     """
-    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False).get_text_config()
+    config = read_config(directory).get_text_config()
     size = getattr(config, "vocab_size", None) or sys.maxsize
     added = tokenizer.pad_token_id
     if added is not None and added < size:
@@ -84,9 +87,7 @@ def _pad_within(directory: Path, tokenizer: PreTrainedTokenizerBase) -> None:
 
 def longest_input(directory: Path, tokenizer: PreTrainedTokenizerBase) -> int:
     """How many tokens a model can take; a huge number if it has no limit. Raises TrainerError."""
-    config = AutoConfig.from_pretrained(
-        directory, local_files_only=True, trust_remote_code=False, pad_token_id=tokenizer.pad_token_id
-    )
+    config = read_config(directory, pad_token_id=tokenizer.pad_token_id)
     limits = [getattr(config.get_text_config(), "max_position_embeddings", None) or sys.maxsize]
     try:
         with torch.device("meta"):  # its shape only, which takes milliseconds
@@ -148,7 +149,9 @@ def load_model(
     names = [name for name, _ in model.named_parameters()]
     inside = body_parameters(model)
     _check_fit(directory, inside, new, replaced)
+    _check_layers(directory, model, set(info["unexpected_keys"]))
     _train_every_token(model, tokenizer)
+    _keep_no_cache(model)
     output = model.get_output_embeddings()
     over_vocabulary = {id(parameter) for parameter in output.parameters()} if output is not None else set()
     inside |= {name for name, parameter in model.named_parameters() if id(parameter) in over_vocabulary}
@@ -160,7 +163,7 @@ def _settled(directory: Path) -> dict[str, Any]:
 
     BigBird gives up its sparse attention for good at the first short input: another one would be trained than is saved.
     """
-    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    config = read_config(directory)
     is_sparse = getattr(config, "attention_type", None) == "block_sparse"
     return {"attention_type": "original_full"} if is_sparse else {}
 
@@ -218,6 +221,20 @@ def _train_every_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
             module.padding_idx = None
 
 
+def _keep_no_cache(model: PreTrainedModel) -> None:
+    """Let a model keep no keys and values for tokens to come unless it is asked to: here none ever come.
+
+    Each part is told, because a wrapper such as peft's may call the model's forward without its hooks.
+    """
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel) and "use_cache" in inspect.signature(part.forward).parameters:
+            part.register_forward_pre_hook(_without_cache, with_kwargs=True)
+
+
+def _without_cache(part: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
+    return args, {**given, "use_cache": bool(given.get("use_cache"))}
+
+
 def _check_fit(directory: Path, body: set[str], new: set[str], replaced: set[str]) -> None:
     """Raise TrainerError unless the checkpoint has the body that config.json describes."""
     if misfits := sorted(body & replaced):
@@ -231,4 +248,17 @@ def _check_fit(directory: Path, body: set[str], new: set[str], replaced: set[str
         raise invalid(
             f"{directory}: {len(missing)} weights that config.json speaks of are missing: {', '.join(missing[:3])}",
             COPY_AGAIN,
+        )
+
+
+def _check_layers(directory: Path, model: PreTrainedModel, unexpected: set[str]) -> None:
+    """Raise TrainerError when the checkpoint has more layers than config.json: they would be left out silently."""
+    layers = {_LAYER.sub("#", name) for name in body_parameters(model) if _LAYER.search(name)}
+    prefix = body_prefix(model)
+    surplus = {name for name in unexpected if {_LAYER.sub("#", name), _LAYER.sub("#", prefix + name)} & layers}
+    if surplus:
+        raise invalid(
+            f"{directory}: {len(surplus)} weights of layers that config.json does not speak of: "
+            + ", ".join(sorted(surplus)[:3]),
+            "mend the number of layers there; for a smaller model load it and save_pretrained(...)",
         )

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import resource
+import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -91,6 +92,7 @@ class ProgressLog:
         grad_norm: float,
         epoch: float,
         tokens: int,
+        device: torch.device,
     ) -> None:
         """A step is done. Written at most ten times a second; the loss is then a mean over the steps in between.
 
@@ -111,7 +113,7 @@ class ProgressLog:
             learning_rate=_shown(learning_rate),
             grad_norm=_shown(grad_norm),
             tokens_per_second=round(self._tokens / max(now - self._written_at, 1e-6), 1),
-            memory_peak_bytes=_memory_peak_bytes(),
+            memory_peak_bytes=_memory_peak_bytes(device),
         )
         if now - self._written_at >= _MIN_INTERVAL_SECONDS or step == self._total_steps:
             self._written_at, self._tokens, self._losses = now, 0, []
@@ -229,7 +231,8 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _memory_peak_bytes() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _memory_peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

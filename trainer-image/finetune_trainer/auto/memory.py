@@ -11,10 +11,10 @@ from finetune_trainer.losses import NUMBERS_AT_ONCE
 _FLOAT = 4
 _STATE = 12
 """Of each trained parameter in float32, its gradient and AdamW's two moments (Rajbhandari et al. 2020, section 3.1)."""
-_COPY_OF_MOMENTS = 8
-"""Of each trained parameter: what a checkpoint is written from."""
-_TRAINING_LOGITS = 16
-"""Of each logit: as computed, as log-probability, and the gradients of both, in float32."""
+_TRAINING_LOGITS = 8
+"""Of each logit, as computed, and its gradient."""
+_TRAINING_LOGITS_AT_WORK = 12
+"""Of each logit of a part that is worked on: as log-probability, and the gradients of both, in float32."""
 _EVALUATION_LOGITS = 4
 """Of each logit, as computed."""
 _LOGITS_AT_WORK = 8
@@ -37,17 +37,17 @@ def evaluation_takes_more(facts: Facts) -> bool:
 
 
 def _peak(facts: Facts, added: int, trained: int) -> int:
-    """Weights, gradients and moments, and the most that a training step, an evaluation or a checkpoint adds to them."""
+    """Weights, gradients and moments, and the most that a training step or an evaluation adds to them."""
     is_cast = facts.device.activation_bytes < _FLOAT  # autocast keeps a copy of each weight
     weight = _FLOAT + is_cast * facts.device.activation_bytes
     kept = weight * (facts.model.parameters + added) + _STATE * trained
-    saving = _COPY_OF_MOMENTS * trained - _FLOAT * trained  # gradients are gone by then
-    return kept + max(_training_bytes(facts), _evaluation_bytes(facts), saving)
+    return kept + max(_training_bytes(facts), _evaluation_bytes(facts))
 
 
 def _training_bytes(facts: Facts) -> int:
     activations = facts.model.layers * _layer_bytes(facts, facts.training)
-    return activations + _TRAINING_LOGITS * _logits(facts, facts.training)
+    logits = _logits(facts, facts.training)
+    return activations + _TRAINING_LOGITS * logits + _TRAINING_LOGITS_AT_WORK * min(logits, NUMBERS_AT_ONCE)
 
 
 def _evaluation_bytes(facts: Facts) -> int:

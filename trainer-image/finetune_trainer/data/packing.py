@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from finetune_trainer.batching import NO_UNIT, Batch, Example, pad
+from finetune_trainer.batching import NO_UNIT, Batch, Example, at, pad, places
 
 _TOLERANCE = 1e-4
 _LENGTHS = (7, 5, 4)
@@ -37,10 +37,11 @@ def collate_tokens(examples: Sequence[Example], pad_token_id: int, *, packs: boo
             "use_cache": False,  # transformers looks for restarting positions only where nothing is cached
         }
     targets_RL = _joined([[targets_of(examples[number]) for number in row] for row in rows], NO_UNIT)
-    units_RL = targets_RL != NO_UNIT
+    is_unit_RL = targets_RL != NO_UNIT
     if selects:
-        inputs["logits_to_keep"] = units_RL
-    return Batch(inputs, targets_RL[units_RL], sum(len(example.input_ids) for example in examples), units_RL)
+        inputs["logits_to_keep"] = is_unit_RL
+    units_U = places(is_unit_RL)
+    return Batch(inputs, at(targets_RL, units_U), sum(len(example.input_ids) for example in examples), units_U)
 
 
 def filled_rows(lengths: Sequence[int]) -> list[list[int]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +57,8 @@ class Answers:
         """Logits [U, C], or the largest of them, of a batch's units in their order."""
         if "rest" in self.parts[0]:
             values, classes, rest = (
-                torch.cat([self._slice(name, row) for row in rows]).to(device) for name in ("values", "classes", "rest")
+                torch.cat([self._slice(name, row) for row in rows]).to(device, non_blocking=True)
+                for name in ("values", "classes", "rest")
             )
             return TopLogits(values, classes.long(), rest)
         examples = [self.examples[row] for row in rows]
@@ -66,7 +67,7 @@ class Answers:
         ]
         # A window's classes are its tokens; in this batch it may be padded to more of them.
         padded = [F.pad(logits_UC, (0, num_classes - logits_UC.shape[1]), value=-torch.inf) for logits_UC in own]
-        return torch.cat(padded).to(device)
+        return torch.cat(padded).to(device, non_blocking=True)
 
     def _slice(self, name: str, row: int) -> Tensor:
         part, place = self.parts[row // PART_ROWS], row % PART_ROWS
@@ -115,8 +116,8 @@ def _ask(teacher: Teacher, examples: Sequence[Example], asking: Asking) -> dict[
                 output = teacher.output(batch)
             # Units come in the order of their examples, whatever the task.
             units_of_rows = teacher.unit_logits(output, batch).split([num_units(one) for one in chosen])
-            for row, example, units_UC in zip(rows, chosen, units_of_rows, strict=True):
-                found[row] = _kept(units_UC.float(), example, asking)
+            kept = [_kept(units.float(), one, asking) for units, one in zip(units_of_rows, chosen, strict=True)]
+            found |= zip(rows, _on_cpu(kept), strict=True)
         beat()
     names = ("logits",) if asking.top_k is None else ("values", "classes", "rest")
     answers = [found[row] for row in range(len(examples))]
@@ -126,13 +127,19 @@ def _ask(teacher: Teacher, examples: Sequence[Example], asking: Asking) -> dict[
 
 
 def _kept(units_UC: Tensor, example: Example, asking: Asking) -> tuple[Tensor, ...]:
-    """What is kept of an example's answer, on the CPU."""
+    """What is kept of an example's answer."""
     if asking.top_k is not None:
         top = top_logits(units_UC, asking.top_k, asking.temperature)
-        return top.values_UK.cpu(), top.classes_UK.int().cpu(), top.rest_U.cpu()
+        return top.values_UK, top.classes_UK.int(), top.rest_U
     if isinstance(example.target, tuple):
         units_UC = units_UC[:, : len(example.input_ids)]
-    return (units_UC.flatten().cpu(),)
+    return (units_UC.flatten(),)
+
+
+def _on_cpu(kept: Sequence[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
+    """What is kept of a batch's examples, moved all at once: each move waits for the device."""
+    moved = [torch.cat(parts).cpu().split([len(part) for part in parts]) for parts in zip(*kept, strict=True)]
+    return zip(*moved, strict=True)
 
 
 def _write(tensors: dict[str, Tensor], directory: Path) -> None:

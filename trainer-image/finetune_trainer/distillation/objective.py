@@ -21,7 +21,7 @@ from finetune_api.v1alpha1.strategy import (
     ResponseDistillation,
 )
 from finetune_trainer import losses
-from finetune_trainer.batching import Batch, Example
+from finetune_trainer.batching import Batch, Example, places
 from finetune_trainer.data.packing import filled_rows
 from finetune_trainer.distillation import feature, relation, response
 from finetune_trainer.distillation.attention import LayerAttention, recording
@@ -41,6 +41,17 @@ class Seen:
     hidden: Sequence[Tensor]
     """States [B, L, D]: of the embeddings, then of each layer; none unless wanted."""
     attention: dict[int, LayerAttention]
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """Which token of a batch belongs to which of its examples."""
+
+    owner_BL: Tensor
+    """The number of the example; -1 for padding."""
+    places_T: Tensor
+    """Where the tokens are that are no padding, counted row by row."""
+    num_samples: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +89,13 @@ class DistillationObjective:
         else:
             teacher = self._see_teacher(self.teacher, batch)
             known = teacher.logits_UC
-            owner_BL = self._owners(batch, rows)
+            owned = self._owned(batch, rows)
             tokens = sum(len(example.input_ids) for example in examples_of_step)
             if spec.feature:
-                found = self._features(spec.feature, student, teacher, owner_BL >= 0, tokens)
+                found = self._features(spec.feature, student, teacher, owned.places_T, tokens)
                 terms |= _weighted(spec.feature.weight, found)
             if spec.relation:
-                found = self._relations(spec.relation, student, teacher, owner_BL, tokens)
+                found = self._relations(spec.relation, student, teacher, owned, tokens)
                 terms |= _weighted(spec.relation.weight, found)
         if spec.response:
             divergences_U = self._divergences(spec.response, student.logits_UC, known)
@@ -120,11 +131,11 @@ class DistillationObjective:
         return response.divergence_of_top(logits_UC, known, spec.divergence, spec.temperature)
 
     def _features(
-        self, spec: FeatureDistillation, student: Seen, teacher: Seen, valid_BL: Tensor, tokens: int
+        self, spec: FeatureDistillation, student: Seen, teacher: Seen, places_T: Tensor, tokens: int
     ) -> dict[str, Tensor]:
         hidden = [
             feature.hidden_loss(
-                self._projected(one, student.hidden[one + 1]), teacher.hidden[other + 1], valid_BL, spec.hidden, tokens
+                self._projected(one, student.hidden[one + 1]), teacher.hidden[other + 1], places_T, spec.hidden, tokens
             )
             for one, other in self.pairs
         ]
@@ -134,7 +145,7 @@ class DistillationObjective:
                 feature.attention_loss(
                     student.attention[one].probabilities_BHQK,
                     teacher.attention[other].probabilities_BHQK,
-                    valid_BL,
+                    places_T,
                     tokens,
                 )
                 for one, other in self.pairs
@@ -146,12 +157,14 @@ class DistillationObjective:
         return self.projections[str(layer)](hidden_BLD.float()) if str(layer) in self.projections else hidden_BLD
 
     def _relations(
-        self, spec: RelationDistillation, student: Seen, teacher: Seen, owner_BL: Tensor, tokens: int
+        self, spec: RelationDistillation, student: Seen, teacher: Seen, owned: Owned, tokens: int
     ) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         if spec.distance or spec.angle:
-            num_samples = int(owner_BL.max()) + 1
-            pooled = [relation.pool(one.hidden[-1], owner_BL, num_samples) for one in (student, teacher)]
+            pooled = [
+                relation.pool(one.hidden[-1], owned.owner_BL, owned.places_T, owned.num_samples)
+                for one in (student, teacher)
+            ]
             if spec.distance:
                 found["distance"] = spec.distance * relation.distance_loss(*pooled)
             if spec.angle:
@@ -161,14 +174,17 @@ class DistillationObjective:
                 relation.flow_loss(
                     (student.hidden[before[0]], student.hidden[after[0]]),
                     (teacher.hidden[before[1]], teacher.hidden[after[1]]),
-                    owner_BL,
+                    owned.owner_BL,
+                    owned.places_T,
                     tokens,
                 )
                 for before, after in self._flows()
             ]
             found["layers"] = spec.layers * torch.stack(flows).mean()
         if spec.self_attention:
-            found["selfAttention"] = spec.self_attention * self._self_attention(student, teacher, owner_BL >= 0, tokens)
+            found["selfAttention"] = spec.self_attention * self._self_attention(
+                student, teacher, owned.places_T, tokens
+            )
         return found
 
     def _flows(self) -> list[tuple[Pair, Pair]]:
@@ -176,7 +192,7 @@ class DistillationObjective:
         stops = [(0, 0), *((one + 1, other + 1) for one, other in self.pairs)]
         return list(itertools.pairwise(stops))
 
-    def _self_attention(self, student: Seen, teacher: Seen, valid_BL: Tensor, tokens: int) -> Tensor:
+    def _self_attention(self, student: Seen, teacher: Seen, places_T: Tensor, tokens: int) -> Tensor:
         own, other = student.attention[self.pairs[-1][0]], teacher.attention[self.pairs[-1][1]]
         widths = [one.query_BHLD.shape[1] * one.query_BHLD.shape[3] for one in (own, other)]
         num_heads = relation.num_relation_heads(widths[0], widths[1], preferred=other.query_BHLD.shape[1])
@@ -186,18 +202,19 @@ class DistillationObjective:
         )
         allowed_BQK = other.allowed_BQK
         losses_of_kinds = [
-            relation.self_relation_loss(mine, theirs, allowed_BQK, valid_BL, num_heads, tokens)
+            relation.self_relation_loss(mine, theirs, allowed_BQK, places_T, num_heads, tokens)
             for mine, theirs in kinds
         ]
         return torch.stack(losses_of_kinds).sum()
 
-    def _owners(self, batch: Batch, rows: Sequence[int]) -> Tensor:
-        """The number in the batch of the example that each token [B, L] belongs to; -1 for padding."""
+    def _owned(self, batch: Batch, rows: Sequence[int]) -> Owned:
         shape, device = batch.inputs["input_ids"].shape, batch.inputs["input_ids"].device
         lengths = [len(self.task.train[row].input_ids) for row in rows]
         together = [[number] for number in range(len(rows))] if shape[0] == len(rows) else filled_rows(lengths)
         owners = [[number for number in row for _ in range(lengths[number])] for row in together]
-        return torch.tensor([row + [-1] * (shape[1] - len(row)) for row in owners], device=device)
+        owner_BL = torch.tensor([row + [-1] * (shape[1] - len(row)) for row in owners])
+        places_T = places(owner_BL >= 0)
+        return Owned(owner_BL.to(device, non_blocking=True), places_T.to(device, non_blocking=True), len(rows))
 
 
 def needs_states(spec: DistillationStrategy) -> bool:

@@ -1,7 +1,7 @@
 """Relation-based distillation: relations between samples, between layers, and between a layer's tokens.
 
-Legend of tensor shapes: B rows, N samples, L tokens of a row (Q of them asking, K of them asked), T tokens of all
-rows, H heads, R relation heads, D width.
+Legend of tensor shapes: B rows, N samples, L tokens of a row (Q of them asking, K of them asked), H heads, R relation
+heads, D width. T are the places of the tokens of all rows that are no padding.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from finetune_trainer.batching import at, places
 
-def pool(hidden_BLD: Tensor, owner_BL: Tensor, num_samples: int) -> Tensor:
+
+def pool(hidden_BLD: Tensor, owner_BL: Tensor, places_T: Tensor, num_samples: int) -> Tensor:
     """Each sample's mean over its tokens [N, D]: the state that samples are compared by.
 
     `owner_BL` numbers the samples that tokens belong to, -1 for padding; several may share a row.
     """
-    valid_BL = owner_BL >= 0
-    states_TD, owner_T = hidden_BLD.float()[valid_BL], owner_BL[valid_BL]
+    states_TD, owner_T = at(hidden_BLD.float(), places_T), at(owner_BL, places_T)
     sums_ND = states_TD.new_zeros(num_samples, states_TD.shape[-1]).index_add(0, owner_T, states_TD)
-    return sums_ND / torch.bincount(owner_T, minlength=num_samples)[:, None]
+    sizes_N = states_TD.new_zeros(num_samples).index_add(0, owner_T, torch.ones_like(states_TD[:, 0]))
+    return sums_ND / sizes_N[:, None]
 
 
 def distance_loss(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
@@ -30,10 +32,11 @@ def distance_loss(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
     Park et al. 2019 (1904.05068), section 3.2.1; here the mean over the ordered pairs of different rows, so that
     its weight does not depend on the size of the batch. Two rows or fewer have no distances to compare: 0.
     """
-    different_BB = ~torch.eye(len(student_BD), dtype=torch.bool, device=student_BD.device)
-    if len(student_BD) < 3:
+    size = len(student_BD)
+    if size < 3:
         return student_BD.sum() * 0.0
-    student, teacher = (_distances(one_BD)[different_BB] for one_BD in (student_BD, teacher_BD))
+    pairs = places(~torch.eye(size, dtype=torch.bool)).to(student_BD.device, non_blocking=True)
+    student, teacher = (at(_distances(one_BD), pairs) for one_BD in (student_BD, teacher_BD))
     return F.smooth_l1_loss(student, teacher)
 
 
@@ -45,14 +48,19 @@ def angle_loss(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
     size = len(student_BD)
     if size < 3:
         return student_BD.sum() * 0.0
-    other_BB = ~torch.eye(size, dtype=torch.bool, device=student_BD.device)
+    other_BB = ~torch.eye(size, dtype=torch.bool)
     triples_BBB = other_BB[:, :, None] & other_BB[:, None, :] & other_BB[None, :, :]
-    student, teacher = (_angles(one_BD)[triples_BBB] for one_BD in (student_BD, teacher_BD))
+    triples = places(triples_BBB).to(student_BD.device, non_blocking=True)
+    student, teacher = (at(_angles(one_BD).flatten(0, 1), triples) for one_BD in (student_BD, teacher_BD))
     return F.smooth_l1_loss(student, teacher)
 
 
 def flow_loss(
-    student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], owner_BL: Tensor, tokens: float
+    student: tuple[Tensor, Tensor],
+    teacher: tuple[Tensor, Tensor],
+    owner_BL: Tensor,
+    places_T: Tensor,
+    tokens: float,
 ) -> Tensor:
     """The flow from one layer to another: squared difference of the cosines between their tokens.
 
@@ -63,7 +71,7 @@ def flow_loss(
     same_BQK = (owner_BL[:, :, None] == owner_BL[:, None, :]) & (owner_BL >= 0)[:, None, :]
     squared_BQK = (_flow(*student) - _flow(*teacher)).square() * same_BQK
     mean_BQ = squared_BQK.sum(-1) / same_BQK.sum(-1).clamp_min(1)
-    return mean_BQ[owner_BL >= 0].sum() / tokens
+    return at(mean_BQ, places_T).sum() / tokens
 
 
 def num_relation_heads(student_width: int, teacher_width: int, preferred: int) -> int:
@@ -76,7 +84,7 @@ def self_relation_loss(
     student: tuple[Tensor, Tensor],
     teacher: tuple[Tensor, Tensor],
     allowed_BQK: Tensor,
-    valid_BL: Tensor,
+    places_T: Tensor,
     num_heads: int,
     tokens: float,
 ) -> Tensor:
@@ -85,13 +93,13 @@ def self_relation_loss(
     Wang et al. 2020 (2002.10957), sections 3.1 and 3.2 (queries with keys, values with values), with the relation
     heads of Wang et al. 2021 (2012.15828), section 3: the heads are put together and cut anew into `num_heads`, so
     that neither the numbers of heads nor the widths have to agree. Relations are softmax(x y^T / sqrt(width of a
-    relation head)) over the allowed tokens; the mean over relation heads, over the valid asking tokens of a step.
+    relation head)) over the allowed tokens; the mean over relation heads, over the asking tokens of a step.
     """
     student_BRQK, teacher_BRQK = (_relations(*one, allowed_BQK, num_heads) for one in (student, teacher))
     teacher_BRQK = teacher_BRQK.detach()
     # Masked entries are the lowest number on both sides, so their ratio is finite and their mass is none.
     kl_BRQ = (teacher_BRQK.exp() * (teacher_BRQK - student_BRQK)).sum(-1)
-    return kl_BRQ.mean(1)[valid_BL].sum() / tokens
+    return at(kl_BRQ.mean(1), places_T).sum() / tokens
 
 
 def _distances(rows_BD: Tensor) -> Tensor:

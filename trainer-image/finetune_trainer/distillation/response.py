@@ -5,6 +5,7 @@ Legend of tensor shapes: U units (supervised predictions), C classes, K classes 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -75,5 +76,5 @@ def _log_mean(first_UC: Tensor, second_UC: Tensor) -> Tensor:
     """log((p + q) / 2) of log-probabilities."""
     impossible_UC = first_UC.isneginf() & second_UC.isneginf()
     first_UC, second_UC = (torch.where(impossible_UC, 0.0, one) for one in (first_UC, second_UC))
-    mean_UC = torch.logaddexp(first_UC, second_UC) + torch.log(first_UC.new_tensor(_HALF))
+    mean_UC = torch.logaddexp(first_UC, second_UC) + math.log(_HALF)
     return torch.where(impossible_UC, -torch.inf, mean_UC)

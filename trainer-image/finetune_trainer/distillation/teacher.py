@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer import storage
@@ -18,6 +18,7 @@ from finetune_trainer.batching import Batch
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.heads import shapes_of
 from finetune_trainer.model_checks import check_directory, model_files
+from finetune_trainer.model_config import read_config
 from finetune_trainer.models import freeze, load_tokenizer, longest_input
 from finetune_trainer.tasks import Task
 from finetune_trainer.tasks.classes import known_as, listed
@@ -59,7 +60,7 @@ class Teacher:
         """Its logits [U, C] in the order of the task's classes."""
         logits_UC = self.task.unit_logits(output, batch)
         if self.columns is not None:
-            return logits_UC[:, self.columns.to(logits_UC.device)]
+            return logits_UC[:, self.columns]
         return logits_UC[:, : self.num_classes]
 
 
@@ -86,7 +87,7 @@ def load_teacher(directory: Path, task: Task, student: PreTrainedModel, device: 
     torch.set_rng_state(random_state)
     _check_head(directory, loaded.head)
     freeze(loaded.model)
-    order = None if columns == list(range(len(columns))) else torch.tensor(columns)
+    order = None if columns == list(range(len(columns))) else torch.tensor(columns, device=device)
     teacher = loaded.model.eval().to(device)
     num_classes = _num_common_tokens(task, student, teacher)
     return Teacher(teacher, task, order, without, num_classes, _digest(directory, columns))
@@ -122,7 +123,7 @@ def _columns(directory: Path, labels: Sequence[str]) -> list[int]:
     """The teacher's class number of each label. Raises TrainerError when its labels are others."""
     if not labels:
         return []
-    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    config = read_config(directory)
     own = [str(config.id2label[number]) for number in sorted(config.id2label)]
     order = known_as(labels, own)
     if order is None or len(order) != len(labels):

@@ -75,8 +75,8 @@ def _distance(weight: float, trained: Mapping[str, Trained]) -> Callable[[], Ten
     def part(name: str, parameter: nn.Parameter) -> Tensor:
         if not parameter.requires_grad:  # not thawed yet, so it is where it was
             return parameter.new_zeros(())
-        # The model may have moved to a device since.
-        return (parameter - start[name].to(parameter.device)).square().sum()
+        start[name] = start[name].to(parameter.device)  # the model may have moved since; once, not at each step
+        return (parameter - start[name]).square().sum()
 
     def distance() -> Tensor:
         return weight * torch.stack([part(name, parameter) for name, parameter in body.items()]).sum()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.errors import TrainerError
@@ -45,8 +46,7 @@ def quantize(loaded: Loaded) -> list[str]:
             )
         small.weight = Params4bit(linear.weight.data, requires_grad=False, module=small, **_WAY)
         small.bias = linear.bias
-        # Or an evaluation on a CPU with AVX512-BF16 rounds the scales for good, and what follows trains another model.
-        small.support_avx512bf16_for_cpu = False
+        small.forward = functools.partial(_forward, small)
         # On the CPU, whatever trains: two devices may round a weight to different sides.
         model.set_submodule(path, small.to("cpu"))
     model.is_loaded_in_4bit = True  # by which peft knows
@@ -61,6 +61,21 @@ def settings(kept: list[str]) -> dict[str, Any]:
         "bnb_4bit_use_double_quant": _WAY["compress_statistics"],
         "llm_int8_skip_modules": kept,
     }
+
+
+def _forward(layer: Any, inputs: Tensor) -> Tensor:
+    """A layer as autocast would have it, or in 32 bits: its operators are unknown to autocast.
+
+    bitsandbytes' own way to say so rounds the biases for good; and on a CPU with AVX512-BF16 an evaluation would round
+    the scales, so that what follows would train another model.
+    """
+    from bitsandbytes import matmul_4bit
+
+    kind = inputs.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else layer.compute_dtype
+    bias = None if layer.bias is None else layer.bias.to(dtype)
+    output: Tensor = matmul_4bit(inputs.to(dtype), layer.weight, bias=bias, quant_state=layer.weight.quant_state)
+    return output
 
 
 def _is_output(model: Any, path: str) -> bool:

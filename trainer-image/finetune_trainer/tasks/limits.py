@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.run import Run
 from finetune_trainer.batching import Example
 from finetune_trainer.data.report import DataReport
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.model_config import read_config
 from finetune_trainer.models import Loaded, longest_input, token_table
 from finetune_trainer.prompts.place import no_room, positions_taken
 
@@ -20,7 +21,7 @@ def max_length(run: Run, directory: Path, tokenizer: PreTrainedTokenizerBase, de
     """The longest input of a run in tokens. Raises TrainerError when more is asked for than the model takes."""
     limit, wanted = longest_input(directory, tokenizer), run.spec.data.max_length
     prompt = run.spec.strategy.prompt_tuning
-    taken = positions_taken(prompt, AutoConfig.from_pretrained(directory, local_files_only=True)) if prompt else 0
+    taken = positions_taken(prompt, read_config(directory)) if prompt else 0
     if prompt is not None and taken >= limit:
         raise no_room(prompt, limit)
     room = limit - taken

@@ -73,7 +73,7 @@ class QuestionAnswering:
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Examples as tensors; targets are token numbers [U], starts and ends by turns.
 
-        `units` has the tokens that may be either [B, L]: the context, and the one that stands for no answer.
+        `possible` are those that may be either [B, L]: the context, and the one that stands for no answer.
         """
         inputs = pad(examples, self.tokenizer.pad_token_id)
         possible_BL = torch.zeros(inputs["input_ids"].shape, dtype=torch.bool)
@@ -82,7 +82,8 @@ class QuestionAnswering:
             possible_L[window.first : window.last + 1] = True
             possible_L[window.null] = True
         targets_U = torch.tensor([example.target for example in examples]).flatten()
-        return Batch(inputs, targets_U, sum(len(example.input_ids) for example in examples), possible_BL)
+        num_tokens = sum(len(example.input_ids) for example in examples)
+        return Batch(inputs, targets_U, num_tokens, possible=possible_BL)
 
     def num_units(self, examples: Sequence[Example]) -> int:
         """Two for every window of which is known where its answer is, or that it has none."""
@@ -91,7 +92,7 @@ class QuestionAnswering:
     def unit_logits(self, output: Any, batch: Batch) -> Tensor:
         """The logits over the window's tokens; -inf where no answer can be."""
         logits_B2L = torch.stack([output.start_logits, output.end_logits], dim=1)
-        possible_BL = cast("Tensor", batch.units)
+        possible_BL = cast("Tensor", batch.possible)
         return logits_B2L.masked_fill(~possible_BL.unsqueeze(1), -torch.inf).flatten(0, 1)
 
     def new_metrics(self) -> AnswerMetrics:

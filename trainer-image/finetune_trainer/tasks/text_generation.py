@@ -6,14 +6,14 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.run import Run
-from finetune_trainer.batching import NO_UNIT, UNLABELED, Batch, Example
+from finetune_trainer.batching import NO_UNIT, UNLABELED, Batch, Example, at
 from finetune_trainer.data import text_generation as data
 from finetune_trainer.data.chat_template import Unlearnable
 from finetune_trainer.data.generation_rows import Chat, GenerationRow, Instruction, PlainText
@@ -105,7 +105,7 @@ class TextGeneration:
     def unit_logits(self, output: Any, batch: Batch) -> Tensor:
         """The logits at the tokens before the learnt ones."""
         logits = output.logits
-        return logits if logits.ndim == 2 else logits[batch.units]
+        return logits if logits.ndim == 2 else at(logits, cast("Tensor", batch.units))
 
     def new_metrics(self) -> PerplexityMetrics:
         """Perplexity and loss."""

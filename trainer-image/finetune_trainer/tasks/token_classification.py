@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
 
 from finetune_api.run import Run
-from finetune_trainer.batching import NO_UNIT, UNLABELED, Batch, Example, pad
+from finetune_trainer.batching import NO_UNIT, UNLABELED, Batch, Example, at, pad, places
 from finetune_trainer.data import token_classification as data
 from finetune_trainer.data.rows import Part
 from finetune_trainer.entity_metrics import EntityMetrics, TagScheme
@@ -77,9 +77,9 @@ class TokenClassification:
         targets_BL = torch.full(inputs["input_ids"].shape, NO_UNIT)
         for targets_L, example in zip(targets_BL, examples, strict=True):
             targets_L[: len(example.input_ids)] = torch.tensor(example.target)
-        units_BL = targets_BL != NO_UNIT
+        units_U = places(targets_BL != NO_UNIT)
         num_tokens = sum(len(example.input_ids) for example in examples)
-        return Batch(inputs, targets_BL[units_BL], num_tokens, units_BL)
+        return Batch(inputs, at(targets_BL, units_U), num_tokens, units_U)
 
     def num_units(self, examples: Sequence[Example]) -> int:
         """The words with a tag."""
@@ -87,7 +87,7 @@ class TokenClassification:
 
     def unit_logits(self, output: Any, batch: Batch) -> Tensor:
         """The logits at the words' first tokens."""
-        return output.logits[batch.units]
+        return at(output.logits, cast("Tensor", batch.units))
 
     def new_metrics(self) -> EntityMetrics:
         """Entity F1, accuracy and loss."""
