@@ -362,6 +362,15 @@ def test_nothing_of_ours_unpickles_evaluates_or_trusts_remote_code() -> None:
     assert not found
 
 
+@pytest.mark.security(17)
+def test_the_trainer_reads_configurations_in_one_place_alone() -> None:
+    """And the fresh process that reloads the trainer's own export."""
+    trainer = ROOT / "trainer-image" / "finetune_trainer"
+    sources = {f"{path.relative_to(trainer)}": path.read_text("utf-8") for path in trainer.rglob("*.py")}
+    reading = {name for name, source in sources.items() if "Config.from_pretrained(" in source}
+    assert reading == {"model_config.py", "export/reload.py"}
+
+
 @pytest.mark.security(18)
 def test_the_locked_torch_refuses_code_in_pickles() -> None:
     """CVE-2025-32434: up to 2.5.1 `weights_only=True` did not."""

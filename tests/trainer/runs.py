@@ -13,6 +13,7 @@ from finetune_api.run import Run, Termination
 from finetune_trainer.__main__ import run_to_termination
 from finetune_trainer.checkpoint import CheckpointStore
 from finetune_trainer.data.sources import model_directory
+from finetune_trainer.distributed import OneProcess
 from finetune_trainer.errors import Stopped
 from finetune_trainer.loop import TrainingLoop
 from finetune_trainer.progress import ProgressLog
@@ -52,7 +53,7 @@ def make_loop(run: Run, stop: StopFlag | None = None) -> TrainingLoop:
         progress.note,
         inputs=inputs_digest(task, directory, tuning),
     )
-    return TrainingLoop(run.spec, task, tuning, checkpoints, progress, stop or StopFlag(), CPU)
+    return TrainingLoop(run.spec, task, tuning, checkpoints, progress, stop or StopFlag(), CPU, OneProcess())
 
 
 def interrupted(loop: TrainingLoop, num_steps: int) -> TrainingLoop:

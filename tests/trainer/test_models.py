@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from transformers import (
     AutoTokenizer,
     BertForSequenceClassification,
     BertModel,
+    BitsAndBytesConfig,
 )
 
 from finetune_api.exit_codes import ExitCode
@@ -25,7 +27,10 @@ from finetune_trainer.adapters.earlier import body_digest
 from finetune_trainer.model_checks import check_directory
 from finetune_trainer.models import Loaded, load_model, load_tokenizer, longest_input
 from trainer.data_fixtures import failure
-from trainer.tiny import KINDS, make_model
+from trainer.runs import finish
+from trainer.tiny import FULL, HOULSBY, KINDS, LORA, make_model, make_run
+
+LORA_NF4: dict[str, Any] = {"adapter": {"type": "LoRA", "rank": 2, "quantization": "NF4"}}
 
 
 def load(directory: Path, num_labels: int = 3) -> Loaded:
@@ -135,6 +140,45 @@ class TestConfig:
         assert len(told) < 400
 
 
+QUANTIZED: dict[str, dict[str, Any]] = {
+    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False},
+    "awq": {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"},
+    "fp8": {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]},
+    "compressed-tensors": {"quant_method": "compressed-tensors", "format": "float-quantized"},
+    "": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+}
+
+
+class TestQuantized:
+    @pytest.mark.parametrize("way", [{"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, {"load_in_8bit": True}])
+    def test_by_bitsandbytes(self, tiny_bert: Path, tmp_path: Path, way: dict[str, Any]) -> None:
+        model = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+        BertModel.from_pretrained(tiny_bert, quantization_config=BitsAndBytesConfig(**way)).save_pretrained(model)
+        assert refused(model) == (
+            f"{model}/config.json: the weights are quantized already (quantization_config: bitsandbytes) "
+            "(give the whole weights; where they do not fit, strategy.adapter.quantization: NF4 keeps them in 4 bits)"
+        )
+
+    @pytest.mark.parametrize("method", QUANTIZED)
+    def test_in_another_way(self, model: Path, method: str) -> None:
+        edit(model / "config.json", quantization_config=QUANTIZED[method])
+        named = f"quantization_config{f': {method}' if method else ''}"
+        assert f"{model}/config.json: the weights are quantized already ({named})" in refused(model)
+
+    def test_not_at_all(self, model: Path) -> None:
+        edit(model / "config.json", quantization_config=None)
+        assert load(model).tokenizer.pad_token == "[PAD]"
+
+    @pytest.mark.parametrize("strategy", [FULL, HOULSBY, LORA, LORA_NF4], ids=["full", "bottleneck", "lora", "nf4"])
+    def test_no_strategy_trains_one(self, tiny_bert: Path, tmp_path: Path, strategy: dict[str, Any]) -> None:
+        model = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+        way = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+        BertModel.from_pretrained(tiny_bert, quantization_config=way).save_pretrained(model)
+        termination = finish(make_run(tmp_path / "run", model, strategy))
+        assert termination.exit_code == ExitCode.MODEL_INVALID
+        assert "the weights are quantized already" in termination.message
+
+
 class TestWeights:
     def test_none(self, model: Path) -> None:
         (model / "model.safetensors").unlink()
@@ -192,6 +236,21 @@ class TestWeights:
     def test_layers_without_weights(self, model: Path) -> None:
         edit(model / "config.json", num_hidden_layers=3)
         assert f"{model}: 16 weights that config.json speaks of are missing: bert.encoder.layer.2" in refused(model)
+
+    @pytest.mark.parametrize("kind", ["bert", "distilbert", "llama", "gpt2", "deberta-v2"])
+    def test_of_more_layers(self, tmp_path: Path, kind: str) -> None:
+        """They would be left out without a word; output layers of other tasks are."""
+        model = make_model(tmp_path / "model", kind)
+        config = json.loads((model / "config.json").read_text())
+        [name] = {"num_hidden_layers", "n_layer", "n_layers"} & config.keys()
+        tensors = load_file(model / "model.safetensors")
+        tensors |= {"cls.predictions.bias": torch.zeros(5), "cls.heads.0.weight": torch.zeros(5)}
+        save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+        load(model)
+        edit(model / "config.json", **{name: 1}, layer_types=...)
+        told = refused(model)
+        assert re.search(r"\d+ weights of layers that config.json does not speak of: [\w.]+\.1\.", told)
+        assert "(mend the number of layers there; for a smaller model" in told
 
     def test_one_tensor_missing(self, model: Path) -> None:
         tensors = load_file(model / "model.safetensors")

@@ -25,7 +25,13 @@ class Stopped(TrainerError):
 
 
 def non_finite(what: str, step: int) -> TrainerError:
-    """The error for a NaN or infinity at a step."""
+    """The error for a NaN or infinity at a step; at 0 nothing was updated yet, so it is the given model's."""
+    if step == 0:
+        return TrainerError(
+            ExitCode.MODEL_INVALID,
+            f"{what} before anything was trained: the given model computes it",
+            "look for weights in it that are NaN or infinite, and copy it again",
+        )
     return TrainerError(
         ExitCode.NON_FINITE_LOSS,
         f"{what} at step {step}; nothing was saved after the last good checkpoint",

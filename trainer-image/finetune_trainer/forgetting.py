@@ -99,8 +99,3 @@ def drop(metric: Metric, before: float, after: float) -> float:
     if metric.higher_is_better:
         return before - after
     return (after - before) / before if before else 0.0
-
-
-def name_of(prefix: str, metric: str) -> str:
-    """The name of a metric that tells where it was measured: `retentionAccuracy`."""
-    return f"{prefix}{metric[0].upper()}{metric[1:]}"

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from finetune_trainer import weights
+from finetune_trainer.model_config import read_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class PretrainedOutput:
 def pretrained_output(auto_class: Any, directory: Path) -> PretrainedOutput | None:
     """The output layer that a classifier finds in a checked model directory; None where it has to be a new one."""
     # The padding is of no matter here, but one that the model does not have would be.
-    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False, pad_token_id=0)
+    config = read_config(directory, pad_token_id=0)
     try:
         own, wider = (_shapes(auto_class, config, config.num_labels + more) for more in (0, 1))
     except Exception:  # no model of this kind has such a head; loading it says so

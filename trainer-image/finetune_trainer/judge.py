@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from finetune_api.exit_codes import ExitCode
+from finetune_api.measures import DIVERGENCE, on_retention
 from finetune_api.v1alpha1 import FineTuneJobSpec
 from finetune_api.v1alpha1.training import OnForgetting
 from finetune_trainer import forgetting
@@ -21,9 +22,6 @@ from finetune_trainer.progress import ProgressLog
 from finetune_trainer.stop import StopFlag
 from finetune_trainer.strategies import Tuning
 from finetune_trainer.tasks import Task
-
-RETENTION = "retention"
-DIVERGENCE = "klToBase"
 
 
 @dataclass(slots=True)
@@ -134,7 +132,7 @@ class Judge:
         retention = self._spec.retention
         if retention is None or not self._forgets(state):
             return
-        name = forgetting.name_of(RETENTION, self.metric)
+        name = on_retention(self.metric)
         raise TrainerError(
             ExitCode.FORGETTING,
             f"{self.metric} on the retention rows went from {state.before[name]:.4f} to {state.last[name]:.4f}; "
@@ -147,7 +145,7 @@ class Judge:
         """How much worse the deciding metric has become on the retention rows; None without any."""
         if self._spec.retention is None:
             return None
-        name = forgetting.name_of(RETENTION, self.metric)
+        name = on_retention(self.metric)
         return forgetting.drop(self.metric, state.before[name], state.last[name])
 
     def _forgets(self, state: RunState) -> bool:
@@ -161,7 +159,7 @@ class Judge:
         metrics = evaluate(*arguments, self._task.evaluation, size, self._device, self._stop, look)
         if self._task.retention:
             kept = evaluate(*arguments, self._task.retention, size, self._device, self._stop)
-            metrics |= {forgetting.name_of(RETENTION, name): value for name, value in kept.items()}
+            metrics |= {on_retention(name): value for name, value in kept.items()}
         return metrics
 
 

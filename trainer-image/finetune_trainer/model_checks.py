@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from transformers import CONFIG_MAPPING, AutoConfig
+from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.problems import nearest
 from finetune_trainer import weights
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.model_config import read_config
 
 COPY_AGAIN = "copy the model again; downloads may be incomplete"
 _ADAPTER_CONFIG = "adapter_config.json"
@@ -95,9 +96,23 @@ def _check_config(directory: Path) -> None:
     if kind in _UNFIT:
         raise invalid(f"{file}: models of the kind {kind!r} cannot be tuned: {_UNFIT[kind]}", "use one of another kind")
     try:
-        AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        known = read_config(directory)
     except Exception as error:
         raise invalid(f"{file}: not a valid configuration: {one_line(error)}", COPY_AGAIN) from None
+    _check_whole(file, known)
+
+
+def _check_whole(file: Path, config: PretrainedConfig) -> None:
+    """Raise TrainerError for weights in few bits, wherever transformers would find that they are."""
+    places = (config, config.get_text_config(decoder=True))
+    found = next((way for one in places if (way := getattr(one, "quantization_config", None)) is not None), None)
+    if found is None:
+        return
+    method = found.get("quant_method") if isinstance(found, dict) else None
+    raise invalid(
+        f"{file}: the weights are quantized already (quantization_config{f': {method!s:.40}' if method else ''})",
+        "give the whole weights; where they do not fit, strategy.adapter.quantization: NF4 keeps them in 4 bits",
+    )
 
 
 def _check_weights(directory: Path, files: set[str]) -> None:

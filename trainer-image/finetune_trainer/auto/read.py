@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.run import Run
@@ -21,6 +21,7 @@ from finetune_trainer.auto.facts import Device, Facts, Load, ModelFacts
 from finetune_trainer.batching import Example
 from finetune_trainer.device import CGROUP, autocast
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.model_config import read_config
 from finetune_trainer.models import num_parameters
 from finetune_trainer.strategies import targets
 from finetune_trainer.strategies.adapter import DEFAULT_RANK
@@ -78,7 +79,7 @@ def _model_of_shape(task: Task, directory: Path) -> PreTrainedModel:
     """The model without its weights, which takes milliseconds and no memory."""
     labels = {"num_labels": len(task.labels)} if task.labels else {}
     try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False, **labels)
+        config = read_config(directory, **labels)
         with torch.device("meta"):
             model: PreTrainedModel = getattr(transformers, task.model_class).from_config(config)
     except Exception as error:

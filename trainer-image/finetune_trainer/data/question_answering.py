@@ -12,7 +12,7 @@ from finetune_api.v1alpha1.sources import Columns
 from finetune_trainer.data.columns import is_unicode, of_wrong_type, text_in, value_in
 from finetune_trainer.data.formats import Row
 from finetune_trainer.data.report import DataReport
-from finetune_trainer.data.rows import DEFAULT_SPLIT_FRACTION, Part, Rows
+from finetune_trainer.data.rows import Part, Rows
 from finetune_trainer.data.rows import load as load_rows
 from finetune_trainer.data.selection import hold_out, normalise, without_those_in
 from finetune_trainer.errors import TrainerError
@@ -55,9 +55,7 @@ def load(run: Run) -> Questions:
     """Read, check, de-duplicate and split the rows of a job. Raises TrainerError."""
     rows = load_rows(run, _check)
     if run.spec.data.evaluation is None:
-        rows = _with_contexts_apart(
-            rows, run.spec.data.split_fraction or DEFAULT_SPLIT_FRACTION, run.spec.training.seed
-        )
+        rows = _with_contexts_apart(rows, run.spec.data.held_out_fraction(), run.spec.training.seed)
     if not any(row.answers for row in rows.train.rows):
         raise TrainerError(
             ExitCode.DATA_INVALID,

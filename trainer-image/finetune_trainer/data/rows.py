@@ -16,8 +16,6 @@ from finetune_trainer.data.selection import UsableRow, hold_out, key_of, without
 from finetune_trainer.data.sources import EVALUATION_SPLITS, TRAIN_SPLITS, read_rows
 from finetune_trainer.errors import TrainerError
 
-DEFAULT_SPLIT_FRACTION = 0.1
-
 RowT = TypeVar("RowT", bound=UsableRow)
 Check = Callable[[Row, Columns, DataReport, bool], RowT | None]
 """Makes a usable row of a row, or counts in the report why it is none. The last argument: whether it has a label."""
@@ -82,7 +80,7 @@ def load(run: Run, check: Check[RowT], given: Callable[[RowT], str] = key_of) ->
     if not train.rows:
         raise TrainerError(ExitCode.DATA_INVALID, f"{train.report}; no training rows are left", "give other rows")
     if evaluation is None:
-        train, evaluation = _held_out(train, data.split_fraction or DEFAULT_SPLIT_FRACTION, run.spec.training.seed)
+        train, evaluation = _held_out(train, data.held_out_fraction(), run.spec.training.seed)
     judged = [*evaluation.rows, *(retention.rows if retention else ())]
     replay = unlabeled = None
     if data.replay is not None:

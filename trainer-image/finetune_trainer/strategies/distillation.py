@@ -17,7 +17,7 @@ from finetune_api.v1alpha1.job import Task as TaskName
 from finetune_api.v1alpha1.strategy import DistillationStrategy
 from finetune_trainer import device as devices
 from finetune_trainer.batching import Batch, BucketSampler
-from finetune_trainer.data.sources import model_directory as directory_of
+from finetune_trainer.data.sources import model_directory
 from finetune_trainer.distillation import feature
 from finetune_trainer.distillation.attention import NotRecordable, make_recordable, recording
 from finetune_trainer.distillation.cache import Answers, Asking, answers_of
@@ -25,7 +25,6 @@ from finetune_trainer.distillation.objective import DistillationObjective, Pair,
 from finetune_trainer.distillation.student import keep_layers, num_hidden_layers
 from finetune_trainer.distillation.teacher import Teacher, load_teacher
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.loop import DEFAULT_EPOCHS
 from finetune_trainer.models import Loaded
 from finetune_trainer.optim import Trained
 from finetune_trainer.strategies import Tuning
@@ -43,7 +42,6 @@ def prepare_distillation(
     run: Run,
     task: Task,
     loaded: Loaded,
-    model_directory: Path,
     device: torch.device,
     note: Callable[[str], None],
 ) -> Tuning:
@@ -52,7 +50,7 @@ def prepare_distillation(
     if strategy.student_layers is not None:
         keep_layers(student, strategy.student_layers)
     own_attention = student.config._attn_implementation
-    teacher = load_teacher(directory_of(strategy.teacher, run), task, student, device)
+    teacher = load_teacher(model_directory(strategy.teacher, run), task, student, device)
     pairs = _pairs(strategy, student, teacher.model)
     if needs_states(strategy):
         _check_states(student, teacher, task)
@@ -189,9 +187,7 @@ def _known_answers(
 
 def _distillation_steps(strategy: DistillationStrategy, run: Run, task: Task) -> int:
     """Steps before those on the task's loss alone. Raises TrainerError when none are left."""
-    training = run.spec.training
-    epochs = training.epochs or DEFAULT_EPOCHS
-    total = training.max_steps or epochs * -(-len(task.train) // training.batch_size)
+    total = run.spec.training.num_steps(len(task.train))
     if strategy.task_steps >= total:
         raise TrainerError(
             ExitCode.SPEC_INVALID,

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from finetune_api.run import Run
@@ -40,7 +39,6 @@ def prepare_prompt_tuning(
     task: Task,
     loaded: Loaded,
     model_directory: Path,
-    device: torch.device,
     note: Callable[[str], None],
 ) -> Tuning:
     """Put a soft prompt into a model and train it with the head. Raises TrainerError when the model cannot take it."""
