@@ -119,6 +119,33 @@ def test_a_trainer_that_is_done_is_not_stopped_for_a_change_while_a_sidecar_runs
     assert "mesh" in message_of(job.obj()["status"], "Running")
 
 
+def test_a_change_still_waits_after_a_spec_that_this_version_does_not_know() -> None:
+    """As while a newer CRD is there, and its operator not yet."""
+    job = make_job().spec(**CHANGED).status(plan_of(make_job(), make_child(), make_pod()).status)
+    for spec in (CHANGED, CHANGED | {"newer": 1}, CHANGED):
+        plan = plan_of(make_job().spec(**spec).status(job.body["status"]), make_child(), make_pod().running())
+        assert not touches_children(plan)
+        job.status(plan.status or job.body["status"])
+    assert conditions_of(job.body["status"])["Running"][1] == "ChangeWaits"
+
+
+def test_a_sidecar_that_holds_the_job_is_the_cause_beside_a_change_that_waits() -> None:
+    job = make_job().spec(**CHANGED).status(plan_of(make_job(), make_child(), make_pod()).status)
+    job.status(plan_of(job, make_child(), make_pod().running()).status)
+    held = plan_of(job, make_child(), make_pod().succeeded(since=NOW).held(), now=at(60))
+    assert conditions_of(held.status)["Running"][1] == "HeldBySidecar"
+    job.status(held.status)
+    assert not touches_children(plan_of(job, make_child(), make_pod().succeeded(since=NOW).held(), now=at(70)))
+
+
+def test_a_change_with_a_suspension_that_was_made_does_not_wait() -> None:
+    """The user saw Suspended, and resumes with the change before the pod has stopped."""
+    running = plan_of(make_job(), make_child(), make_pod().running())
+    suspended = plan_of(make_job().suspended().status(running.status), make_child(), make_pod().running())
+    job = make_job().spec(**CHANGED).status(suspended.status)
+    assert plan_of(job, make_child().suspended(), make_pod().running()).delete_child == CHILD_UID
+
+
 def test_pods_that_fail_for_good_have_the_last_word_and_not_a_change() -> None:
     job = make_job().spec(**CHANGED).status(plan_of(make_job(), make_child(), make_pod()).status)
     assert not touches_children(plan_of(job, make_child(), make_pod().failed(11)))

@@ -444,6 +444,8 @@ def test_what_has_trained_is_not_failed_for_its_spec_but_waits_for_it_to_be_mend
     assert not touches_children(held)
     resumed = plan_of(make_job().queue().spec(**spec).status(held.status))
     assert (reason(resumed), resumed.create) == ("SpecRefused", ())
+    assert resumed.status is not None
+    assert resumed.status["strategy"] == BEGUN["strategy"]
     field = "task" if "task" in spec else next(iter(spec)).replace("strategy", "resources")
     assert message_of(resumed.status, "Reconciling").startswith(f"spec.{field}")
     assert "it has trained, and goes on when that is mended" in message_of(resumed.status, "Reconciling")
@@ -523,6 +525,13 @@ def test_a_job_that_goes_on_under_one_that_has_ended_is_stopped(pods: tuple[PodB
 def test_what_the_trainer_refused_does_not_begin_again_when_it_is_restored() -> None:
     job = make_job().status(refused_after(at(-9)))
     assert plan_of(job, make_child(), make_pod().running()) == Plan(delete_child=CHILD_UID)
+
+
+def test_what_was_refused_does_not_begin_when_it_is_restored() -> None:
+    """A restored object's generation is 1 again; another release may take its spec."""
+    refused = plan_of(make_job().spec(task="Poetry").metadata(generation=3)).status
+    assert not touches_children(plan_of(make_job().metadata(generation=1).status(refused)))
+    assert kinds(plan_of(make_job().metadata(generation=4).status(refused))) == ["Job"]
 
 
 @pytest.mark.parametrize("pod", [make_pod().succeeded(), make_pod().failed(11)], ids=["done", "failed for good"])

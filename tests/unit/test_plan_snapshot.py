@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from finetune_operator.plan.snapshot import observe_job, observe_pod
-from plan_builders import CHILD_UID, DELETED, JOB_UID, NOW, at, make_child, make_job, make_pod
+from plan_builders import CHILD_UID, DELETED, JOB_UID, NOW, at, make_child, make_job, make_pod, text_of
 
 
 def test_a_job_that_was_just_created() -> None:
@@ -61,6 +61,19 @@ def test_the_final_condition_counts_more_than_the_announcement() -> None:
 
 def test_a_failure_without_a_reason_has_one_all_the_same() -> None:
     assert observe_job(make_child().fails(NOW, reason="").obj()).failed_reason == "JobFailed"
+
+
+@pytest.mark.parametrize(
+    ("reason", "seconds", "found"),
+    [
+        ("BackoffLimitExceeded", 70, None),
+        ("BackoffLimitExceeded", 50, "BackoffLimitExceeded"),
+        ("PodFailurePolicy", 70, "PodFailurePolicy"),
+    ],
+)
+def test_that_pods_are_killed_for_a_jobs_deletion_is_no_failure(reason: str, seconds: int, found: str | None) -> None:
+    child = make_child().metadata(deletionTimestamp=text_of(at(60))).fails(at(seconds), reason)
+    assert observe_job(child.obj()).failed_reason == found
 
 
 def test_a_condition_that_is_not_true_says_nothing() -> None:

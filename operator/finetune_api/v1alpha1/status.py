@@ -163,6 +163,8 @@ class FineTuneJobStatus(Contract):
     """When the job ended."""
     pods_missing_since: AwareDatetime | None = None
     """Since when the Job has fewer pods than it is to have; absent while it has them, and for its first ten seconds."""
+    change_waits: bool | None = None
+    """True while pods run on as the job was before a change of its spec, which they are not stopped for."""
     restarts: Count = 0
     """How often a pod that failed, or was removed from its node, got a successor. Neither the last failure of a job nor
     a stop that was asked for counts."""

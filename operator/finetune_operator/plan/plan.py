@@ -21,6 +21,7 @@ from finetune_operator.plan.settings import PodSettings
 from finetune_operator.plan.shape import shape_of
 from finetune_operator.plan.snapshot import ObservedFineTuneJob, ObservedJob, Snapshot
 from finetune_operator.plan.status import (
+    PODS_RUNNING,
     Observation,
     has_ended,
     held_back,
@@ -73,19 +74,19 @@ def make_plan(snapshot: Snapshot, settings: PodSettings, now: datetime) -> Plan:
     given = read_spec(job.spec)
     if has_ended(earlier) and not _may_try_again(snapshot, earlier):
         return _after_the_end(snapshot, earlier, now)
-    strategy = given.spec.strategy.name if given.spec else None
+    strategy = given.spec.strategy.name if given.spec else earlier.strategy
     if seen := _why_not_begun(snapshot, given, earlier):
         retry = RETRY_NAME_TAKEN if seen.reason == NAME_TAKEN else None
         return _with_status(snapshot, earlier, seen, strategy, now, requeue_after=retry)
-    strategy = strategy or earlier.strategy
     if child is not None and (seen := _exceeds_its_storage(snapshot, child, given.spec)):
         # First the status: with its Job go the pods that tell of it, and then nothing would if the write failed. The
         # Job goes at the next look, which is at once.
         return _with_status(snapshot, earlier, seen, strategy, now, requeue_after=timedelta())
     late = find_late(snapshot, earlier, now)
     seen = observe_phase(snapshot, late, now)
-    if _is_to_go_on(snapshot, seen, earlier) and _has_other_shape(snapshot, given):
-        seen = replace(seen, reason=CHANGE_WAITS, message=f"{seen.message}; {_CHANGE_WAITS}")
+    if _is_to_go_on(snapshot, seen, earlier) and _has_change(snapshot, given, earlier):
+        reason = CHANGE_WAITS if seen.reason == PODS_RUNNING else seen.reason
+        seen = replace(seen, reason=reason, message=f"{seen.message}; {_CHANGE_WAITS}", change_waits=True)
     actions = _actions(snapshot, given, settings, seen)
     if seen.phase in (Phase.COMPLETE, Phase.FAILED):
         return _with_status(snapshot, earlier, seen, strategy, now, **actions)
@@ -149,15 +150,23 @@ def _has_other_shape(snapshot: Snapshot, given: GivenSpec) -> bool:
     return child.shape not in ("", shape_of(given.spec))
 
 
+def _has_change(snapshot: Snapshot, given: GivenSpec, earlier: FineTuneJobStatus) -> bool:
+    """Whether a change that only a new Job can take on is there; what cannot be read in whole may still have it."""
+    if given.spec is None or given.unknown:
+        return bool(earlier.change_waits)
+    return _has_other_shape(snapshot, given)
+
+
 def _is_to_go_on(snapshot: Snapshot, seen: Observation, earlier: FineTuneJobStatus) -> bool:
     """Whether its pods run, and nobody has asked for them to be stopped.
 
     While the status says Running, the API server lets such a change through only with a suspension, though the operator
     may see no more than how the spec is in the end. One that came before the status said so did not mean to stop them.
     """
-    if seen.phase != Phase.RUNNING or snapshot.job.is_to_stand_still:
+    child = snapshot.own_child
+    if seen.phase != Phase.RUNNING or snapshot.job.is_to_stand_still or child is None or child.suspended:
         return False
-    return earlier.phase != Phase.RUNNING or any(each.reason == CHANGE_WAITS for each in earlier.conditions)
+    return earlier.phase != Phase.RUNNING or bool(earlier.change_waits)
 
 
 def _actions(snapshot: Snapshot, given: GivenSpec, settings: PodSettings, seen: Observation) -> dict[str, Any]:
@@ -172,7 +181,7 @@ def _actions(snapshot: Snapshot, given: GivenSpec, settings: PodSettings, seen: 
         return {"create": (*needs_of_pods(snapshot, spec), build_job(run, settings))}
     if child.being_deleted or child.has_ended:
         return {}
-    is_changed = _has_other_shape(snapshot, given) and seen.reason != CHANGE_WAITS
+    is_changed = _has_other_shape(snapshot, given) and not seen.change_waits
     if is_changed or (child.queue and job.is_to_stand_still):
         return {"delete_child": child.uid}
     return {"change_child": _changes(job, child, spec)}
@@ -238,7 +247,8 @@ def _may_try_again(snapshot: Snapshot, earlier: FineTuneJobStatus) -> bool:
         is_restored = earlier.start_time is not None and earlier.start_time < snapshot.job.created
         goes_on = not child.has_ended and not any(failed_for_good(pod) for pod in snapshot.pods)
         return goes_on and not is_restored
-    return earlier.start_time is None and earlier.observed_generation != snapshot.job.generation
+    # A restored object begins with generation 1 again.
+    return earlier.start_time is None and (earlier.observed_generation or 0) < snapshot.job.generation
 
 
 def _with_status(

@@ -183,7 +183,7 @@ def observe_job(body: KubernetesObject) -> ObservedJob:
     metadata, spec, status = body["metadata"], body.get("spec", {}), body.get("status", {})
     true = {entry["type"]: entry for entry in status.get("conditions", ()) if entry["status"] == "True"}
     success = true.get("Complete") or true.get("SuccessCriteriaMet")
-    failure = true.get("Failed") or true.get("FailureTarget")
+    failure = _failure(true.get("Failed") or true.get("FailureTarget"), metadata)
     end = success or failure or {}
     return ObservedJob(
         uid=metadata["uid"],
@@ -204,6 +204,14 @@ def observe_job(body: KubernetesObject) -> ObservedJob:
         deleted_at=_optional_time(metadata.get("deletionTimestamp")),
         held_by=tuple(name for name in metadata.get("finalizers", ()) if name not in _FINALIZERS_OF_DELETION),
     )
+
+
+def _failure(condition: KubernetesObject | None, metadata: KubernetesObject) -> KubernetesObject | None:
+    """What a Job failed for. That pods are killed because it is deleted is no failure, though it is counted as one."""
+    deleted = metadata.get("deletionTimestamp")
+    if condition is None or deleted is None or condition.get("reason") != "BackoffLimitExceeded":
+        return condition
+    return None if parse_time(condition["lastTransitionTime"]) >= parse_time(deleted) else condition
 
 
 def observe_pod(body: KubernetesObject) -> ObservedPod:

@@ -19,6 +19,8 @@ PROGRESS_INTERVAL = timedelta(seconds=15)
 PROGRESS_WRITES_PER_SECOND = 20
 """Of all jobs together: such a write costs the API server ten milliseconds, and it has others to serve."""
 
+PODS_RUNNING = "PodsRunning"
+
 AUTO = "Auto"
 """The strategy's name where the trainer is to choose one."""
 
@@ -34,6 +36,7 @@ class Observation:
     reason: str
     message: str
     pods_missing_since: datetime | None = None
+    change_waits: bool = False
 
 
 def observe_phase(snapshot: Snapshot, late: Late, now: datetime) -> Observation:
@@ -69,7 +72,7 @@ def _observe_life(snapshot: Snapshot, late: Late) -> Observation:
     # in a moment: to call it pending until then would count its time as lost and to be made up for.
     at_work = {pod.index for pod in pods if pod.phase == "Succeeded" or (pod.phase == "Running" and pod.is_living)}
     if len(at_work) >= child.nodes or any(failed_for_good(pod) for pod in pods):
-        cause = late.cause or Diagnosis("PodsRunning", f"{child.nodes} of {child.nodes} pods run")
+        cause = late.cause or Diagnosis(PODS_RUNNING, f"{child.nodes} of {child.nodes} pods run")
         return Observation(Phase.RUNNING, cause.reason, cause.message)
     cause = why_pending(pods, late.cause)
     return Observation(Phase.PENDING, cause.reason, cause.message, late.missing_since)
@@ -122,6 +125,7 @@ def make_status(
         start_time=earlier.start_time or _started(snapshot, ended),
         completion_time=ended_at if ended else None,
         pods_missing_since=seen.pods_missing_since,
+        change_waits=seen.change_waits or None,
         restarts=max(earlier.restarts, snapshot.restarts),
         progress=progress,
         result=word.result if word and seen.phase == Phase.COMPLETE else None,
