@@ -27,6 +27,12 @@ basicConstraints = critical, CA:true
 subjectAltName = DNS:localhost
 [client]
 extendedKeyUsage = clientAuth
+[signer]
+keyUsage = critical, keyCertSign
+[any]
+extendedKeyUsage = anyExtendedKeyUsage
+[unknown]
+1.2.3.4 = critical, ASN1:NULL
 """
 
 
@@ -51,7 +57,8 @@ def issue(
 ) -> Path:
     """A certificate and its key in a folder, as make_pair's, but with dates: signed by another folder's, or by itself.
 
-    The kind is "server", which is localhost's, "client", or "authority".
+    The kind is "server", which is localhost's, or "authority"; or one that clients which verify refuse: "client",
+    "signer", "any" (purpose, which names no server's), or "unknown" (which none of them understands).
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "index").touch()

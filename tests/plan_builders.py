@@ -231,14 +231,22 @@ class PodBuilder:
         return self
 
     def before(
-        self, name: str, state: KubernetesObject, last: KubernetesObject | None = None, restarts: str | None = None
+        self,
+        name: str,
+        state: KubernetesObject,
+        last: KubernetesObject | None = None,
+        restarts: str | None = None,
+        *,
+        started: bool = False,
     ) -> Self:
         """An init container, which keeps the others waiting; one that restarts Always is a native sidecar."""
         if "containerStatuses" not in self.body["status"]:
             self._container({"waiting": {"reason": "PodInitializing"}})
         container = {"name": name, "restartPolicy": restarts} if restarts else {"name": name}
         self.body.setdefault("spec", {}).setdefault("initContainers", []).append(container)
-        self.body["status"].setdefault("initContainerStatuses", []).append(_status(name, state, last))
+        self.body["status"].setdefault("initContainerStatuses", []).append(
+            _status(name, state, last) | {"started": started}
+        )
         return self
 
     def _ended(self, phase: str, exit_code: int, reason: str, word: str, since: datetime) -> Self:

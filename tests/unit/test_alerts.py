@@ -72,6 +72,7 @@ def certificate(replica: str, which: str, values: str, namespace: str = "finetun
 
 RUNNING = phase("Running", "1x600")
 DAY = 86400
+UNKNOWN = " ".join(["NaN"] * 61)
 
 
 @dataclass(frozen=True)
@@ -244,6 +245,10 @@ CASES = [
     Case("FineTuneCertificateExpires", "of the release beside it in years",
          {**certificate("a", "progress", f"{13 * DAY}x60"), **certificate("a", "progress", f"{99 * DAY}x60", "other")},
          60, OPERATOR, "12d 23h 0m 0s"),
+    Case("FineTuneCertificateExpires", "of one server in 13 days, of the other nobody knows",
+         {**certificate("a", "metrics", UNKNOWN), **certificate("a", "progress", f"{13 * DAY}x60")},
+         60, OPERATOR, "12d 23h 0m 0s"),
+    Case("FineTuneCertificateExpires", "nobody knows when", certificate("a", "metrics", UNKNOWN), 60),
     Case("FineTuneCertificateExpires", "in 14 days and an hour",
          certificate("a", "progress", f"{14 * DAY + 7200}x60"), 60),
     Case("FineTuneCertificateExpires", "it was renewed",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
+import re
 import shutil
 import socket
 import ssl
@@ -231,11 +233,37 @@ def test_the_end_is_that_of_the_certificate_in_use(secret: Secret, pairs: Path) 
     assert certificate.ends == seconds(LATER)
 
 
-def test_a_certificate_that_is_for_no_server_is_refused(secret: Secret, pairs: Path) -> None:
-    issue(pairs / "clients", ENDS, kind="client")
-    secret.put("clients")
-    with pytest.raises(CertificateError, match="unsuitable certificate purpose"):
-        secret.load()
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("client", "unsuitable certificate purpose"),
+        ("signer", "unsuitable certificate purpose"),
+        ("any", "unsuitable certificate purpose"),
+        ("unknown", "unhandled critical extension"),
+    ],
+)
+def test_a_certificate_that_clients_may_refuse_is_served_with_a_warning_and_has_no_known_end(
+    secret: Secret, pairs: Path, caplog: pytest.LogCaptureFixture, kind: str, why: str
+) -> None:
+    """A scraper that does not verify goes on with it."""
+    issue(pairs / kind, ENDS, kind=kind)
+    secret.put(kind)
+    certificate = secret.load()
+    assert math.isnan(certificate.ends)
+    [warning] = caplog.records
+    assert warning.levelname == "WARNING"
+    assert re.search(rf"tls\.crt: clients that verify may refuse this certificate \(.*{why}", warning.getMessage())
+    trusting_all = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trusting_all.check_hostname, trusting_all.verify_mode = False, ssl.CERT_NONE
+    with serving(certificate.server) as port:
+        assert shown(port, trusting_all) == pem(pairs, kind)
+        secret.put("EC")
+        assert certificate.reload()
+        assert certificate.ends == seconds(ENDS)
+        secret.put(kind)
+        assert certificate.reload()
+        assert shown(port, trusting_all) == pem(pairs, kind)
+    assert math.isnan(certificate.ends)
 
 
 def test_following_says_one_line_for_a_pair_that_is_broken_and_goes_on(

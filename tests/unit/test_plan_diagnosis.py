@@ -126,8 +126,52 @@ def test_what_keeps_the_trainer_waiting_counts_more_than_what_keeps_another_cont
 
 def test_a_native_sidecar_that_ends_again_and_again_keeps_the_pod_from_starting() -> None:
     pod = make_pod().scheduled().before("mesh", waits_for("CrashLoopBackOff"), ended(1, message="no CA"), "Always")
-    told = "router-0-0: the container mesh ends again and again (exit code 1, no CA); its log says more"
+    told = "router-0-0: the container mesh ends again and again (exit code 1); its log says more"
     assert pending(pod) == ("OtherContainerFailed", told)
+
+
+RUNS: dict[str, Any] = {"running": {}}
+CRASHES = waits_for("CrashLoopBackOff", "back-off 5m0s restarting failed container")
+
+
+def says_at(try_: int) -> dict[str, Any]:
+    return ended(1, message=f"12:{try_:02}:00 ERROR no CA")
+
+
+TRIES = {
+    "ends before it has started": (
+        "the container mesh ends again and again (exit code 1); its log says more",
+        [(says_at(1), None), (CRASHES, says_at(1)), (RUNS, says_at(1)), (says_at(2), says_at(1)),
+         (CRASHES, says_at(2)), (RUNS, says_at(2)), (says_at(3), says_at(2)), (RUNS, says_at(3))],
+    ),
+    "ends well, which is no better": (
+        "the container mesh ends again and again (exit code 0, Completed); its log says more",
+        [(ended(0, "Completed"), None), (CRASHES, ended(0, "Completed")), (RUNS, ended(0, "Completed"))],
+    ),
+    "cannot be started": (
+        f"its node cannot start the container mesh: {DRIVER}",
+        [(waits_for("RunContainerError", f"failed to start: {DRIVER}"), ended(128, "StartError", DRIVER)),
+         (CRASHES, ended(128, "StartError", DRIVER)), (ended(128, "StartError", DRIVER), None)],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("tried", TRIES)
+def test_a_native_sidecar_that_is_tried_again_and_again_has_one_word_for_all_of_it(tried: str) -> None:
+    """Each other word is a write of status, and as often as the kubelet tries."""
+    told, frames = TRIES[tried]
+    status: dict[str, Any] | None = None
+    for number, (state, last) in enumerate(frames):
+        pod = make_pod().scheduled().before("mesh", state, last, "Always")
+        plan = plan_of(make_job().status(status), make_child().started(NOW, 1), pod, now=at(20 + 300 * number))
+        assert (plan.status is None) == (number > 0)
+        status = plan.status or status
+    assert message_of(status, "Reconciling") == f"router-0-0: {told}"
+
+
+def test_a_native_sidecar_that_has_started_after_all_is_a_healthy_start() -> None:
+    pod = make_pod().scheduled().before("mesh", RUNS, ended(1), "Always", started=True)
+    assert pending(pod) == pending()
 
 
 def test_an_init_container_that_failed_is_named() -> None:

@@ -140,9 +140,13 @@ def test_of_other_containers_those_that_wait_or_have_failed_are_read_in_the_orde
 
 def test_of_a_native_sidecar_that_is_started_again_the_last_try_is_read() -> None:
     crashes = {"waiting": {"reason": "CrashLoopBackOff"}}
-    pod = make_pod().before("mesh", crashes, last=FAILED, restarts="Always").before("again", RUNS, FAILED, "Always")
-    [mesh] = observe_pod(pod.obj()).others_troubled
+    first = make_pod().before("mesh", crashes, FAILED, "Always").before("well", RUNS, FAILED, "Always", started=True)
+    pod = (
+        first.before("new", RUNS, None, "Always").before("again", RUNS, FAILED, "Always").before("plain", RUNS, FAILED)
+    )
+    mesh, again = observe_pod(pod.obj()).others_troubled
     assert (mesh.name, mesh.exit_code, mesh.is_sidecar) == ("mesh", 1, True)
+    assert (again.name, again.exit_code, again.waiting_reason) == ("again", 1, "")
 
 
 def test_init_containers_that_run_hold_no_pod() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import math
 import ssl
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,7 +33,7 @@ class Certificate:
     authority: str
     """PEM: what clients are given to verify the server by."""
     ends: float
-    """Until when the server's certificate is valid, in Unix time."""
+    """Until when the server's certificate is valid, in Unix time; NaN of one that clients may refuse."""
 
     def __init__(self, certificate: Path, key: Path, authority: Path | None = None) -> None:
         """The certificate is its own authority when there is no other. Raises CertificateError."""
@@ -67,11 +68,21 @@ class Certificate:
             client = ssl.create_default_context(cadata=authority)
             pair = _server_context()
             pair.load_cert_chain(self._certificate, self._key)
-            ends = _end(pair, _pem(self._certificate))
+            ends = self._end(pair)
         except (OSError, ValueError) as error:
             names = ", ".join(map(str, dict.fromkeys((self._certificate, self._key, self._authority))))
             raise CertificateError(f"no certificate with its key and authority in {names}: {error}") from None
         self.client, self.authority, self.ends, self._pair = client, authority, ends, pair
+
+    def _end(self, pair: ssl.SSLContext) -> float:
+        """Nobody but a gauge asks for it: a certificate that has none to be found is served all the same."""
+        shown = _pem(self._certificate)
+        try:
+            return _end_shown(pair, shown)
+        except (ssl.SSLError, ValueError) as error:
+            told = "%s: clients that verify may refuse this certificate (%s); when it expires is not known"
+            logger.warning(told, self._certificate, error)
+            return math.nan
 
     def _digest(self) -> bytes:
         """Of what the files hold; of one that cannot be read, nothing, and loading it says why."""
@@ -104,8 +115,11 @@ def _pem(path: Path) -> str:
     return path.read_text("ascii", "ignore")
 
 
-def _end(pair: ssl.SSLContext, certificates: str) -> float:
-    """Until when a server's certificate is valid: what a handshake shows to a client that trusts it, whenever it is."""
+def _end_shown(pair: ssl.SSLContext, certificates: str) -> float:
+    """Until when a server's certificate is valid: what a handshake shows to a client that trusts it, whenever it is.
+
+    Raises ssl.SSLError where that client refuses it.
+    """
     trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     trusting.check_hostname = False
     trusting.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | _NO_CHECK_TIME

@@ -18,7 +18,7 @@ class OtherContainer:
     waiting_reason: str
     waiting_message: str
     exit_code: int | None
-    """Of a native sidecar that waits to be started again: that of its last try."""
+    """Of a native sidecar that has not started yet: that of its last try, also while it runs for the next."""
     terminated_reason: str
     termination_message: str
     is_sidecar: bool
@@ -26,18 +26,24 @@ class OtherContainer:
 
 
 def troubled_others(spec: Mapping[str, Any], status: Mapping[str, Any]) -> tuple[OtherContainer, ...]:
-    """Those of a pod, in the order in which they are started; one that runs or is done has nothing to say."""
+    """Those of a pod, in the order in which they are started; one that has started or is done has nothing to say."""
     sidecars = {each["name"] for each in spec.get("initContainers", ()) if each.get("restartPolicy") == "Always"}
     statuses = (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ()))
     others = (_observe(each, each["name"] in sidecars) for each in statuses if each["name"] != CONTAINER)
-    return tuple(each for each in others if each.waiting_reason or each.exit_code)
+    return tuple(each for each in others if each.waiting_reason or _ended_badly(each))
+
+
+def _ended_badly(other: OtherContainer) -> bool:
+    """A native sidecar is not to end at all."""
+    return other.exit_code is not None if other.is_sidecar else bool(other.exit_code)
 
 
 def _observe(status: Mapping[str, Any], is_sidecar: bool) -> OtherContainer:
     state = status.get("state", {})
     waiting = state.get("waiting", {})
-    ended = status.get("lastState", {}) if is_sidecar and waiting else state
-    terminated = ended.get("terminated", {})
+    # The kubelet tries again and again: what it says between two tries holds during the next, or each were a write.
+    tried = status.get("lastState", {}) if is_sidecar and not status.get("started") else {}
+    terminated = state.get("terminated") or tried.get("terminated", {})
     return OtherContainer(
         name=status["name"],
         image=status.get("image", ""),

@@ -88,9 +88,12 @@ def _why_other_waits(pod: ObservedPod, other: OtherContainer) -> Diagnosis | Non
         said = _quoted(other.waiting_message) or _CONFIG_REASON
         hint = "that container is not the job's: mend what adds it to the pod"
         return Diagnosis(_CONFIG_INVALID, f"{pod.name}: the container {other.name}: {said}; {hint}")
+    # A native sidecar runs, has ended or waits, in turn: one thing is said of it, without the words of one try.
+    if other.is_sidecar and other.terminated_reason in _UNSTARTED_REASONS:
+        return _unstarted(pod, other.termination_message, other.terminated_reason, other.name)
     if other.waiting_reason in _UNSTARTED_REASONS:
         return _unstarted(pod, other.waiting_message, other.waiting_reason, other.name)
-    if other.waiting_reason == _CRASHES:
+    if other.waiting_reason == _CRASHES or (other.is_sidecar and other.exit_code is not None):
         return Diagnosis(_OTHER_FAILED, f"{pod.name}: {_how_other_ended(other, 'ends again and again')}")
     return None
 
@@ -216,12 +219,12 @@ def _why_others_failed(pod: ObservedPod) -> Diagnosis | None:
     if other.terminated_reason in _UNSTARTED_REASONS:
         return _unstarted(pod, other.termination_message, other.terminated_reason, other.name)
     done = "the trainer is done, but " if pod.exit_code == ExitCode.COMPLETE else ""
-    return Diagnosis(_OTHER_FAILED, f"{pod.name}: {done}{_how_other_ended(other, 'failed')}")
+    return Diagnosis(_OTHER_FAILED, f"{pod.name}: {done}{_how_other_ended(other, 'failed', other.termination_message)}")
 
 
-def _how_other_ended(other: OtherContainer, what: str) -> str:
+def _how_other_ended(other: OtherContainer, what: str, said: str = "") -> str:
     reason = "" if other.terminated_reason == "Error" else other.terminated_reason
-    words = (f"exit code {other.exit_code}", reason, _quoted(other.termination_message))
+    words = (f"exit code {other.exit_code}", reason, _quoted(said))
     return f"the container {other.name} {what} ({', '.join(filter(None, words))}); its log says more"
 
 
