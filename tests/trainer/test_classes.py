@@ -21,6 +21,7 @@ from transformers import (
 from finetune_trainer.heads import draw_anew, pretrained_output
 from finetune_trainer.models import load_model, load_tokenizer
 from finetune_trainer.tasks.classes import known_as
+from trainer.data_fixtures import run_on
 from trainer.extraction import tagged_rows, tagging_run
 from trainer.loading_lines import names_left
 from trainer.runs import complete, events, make_loop, notes, output
@@ -71,6 +72,12 @@ def saved(model: Path) -> torch.Tensor:
         (("0", "1"), ("bad", "good"), None),
         (("LABEL_0", "LABEL_2"), ("LABEL_0", "LABEL_1", "LABEL_2"), ("LABEL_0", "LABEL_1", "LABEL_2")),
         (("2", "10"), ("10", "2"), ("10", "2")),
+        (("0", "1"), ("0.0", "1.0"), ("0", "1")),
+        (("0.0", "1.0"), ("1", "0"), ("1.0", "0.0")),
+        (("0", "1"), ("0.0", "1.0", "2.0"), ("0", "1", "2.0")),
+        (("0", "1"), ("0", "0.0", "1.0"), None),
+        (("0", "0.0"), ("0", "1"), None),
+        (("0", "1"), ("0.5", "1.0"), None),
     ],
 )
 def test_known_as(labels: Sequence[str], known: Sequence[str], expected: tuple[str, ...] | None) -> None:
@@ -152,6 +159,22 @@ class TestTexts:
             rows = [{**row, "label": int(row["label"] == "good")} for row in make_rows(24, seed=len(name))]
             write_rows(tmp_path / "run" / f"{name}.jsonl", rows)
         task, weights = loaded(run)
+        assert task.labels == ("0", "1")
+        assert torch.equal(weights, saved(model))
+
+    @pytest.mark.parametrize(
+        ("known", "written"), [(["0.0", "1.0"], "0.0"), (["0.0", "1.0"], "0"), (["0", "1"], "0.0")]
+    )
+    def test_whole_numbers_of_a_table(self, tiny_bert: Path, tmp_path: Path, known: list[str], written: str) -> None:
+        """A table with a missing number has written 0.0, and models have been made of that."""
+        model = with_classes(tmp_path / "model", tiny_bert, known)
+        train, evaluation = tmp_path / "train.csv", tmp_path / "evaluation.csv"
+        for path in (train, evaluation):
+            rows = make_rows(24, seed=len(path.stem))
+            labels = [written.replace("0", "1", 1) if row["label"] == "good" else written for row in rows]
+            lines = [f"{row['text']},{label}" for row, label in zip(rows, labels, strict=True)]
+            path.write_text("\n".join(["text,label", *lines]))
+        task, weights = loaded(run_on(train, evaluation, model=model))
         assert task.labels == ("0", "1")
         assert torch.equal(weights, saved(model))
 

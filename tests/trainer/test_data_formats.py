@@ -145,6 +145,10 @@ class TestCsv:
         path = write(tmp_path / "a.csv", "text, label ,\tnote\n a, b,c\n")
         assert rows(path) == [("line 2", {"text": " a", "label": " b", "note": "c"})]
 
+    def test_spaces_that_tell_two_names_apart(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.csv", "a,text,label, text, ,\na,b,c,d,e,f\n")
+        assert rows(path) == [("line 2", {"a": "a", "text": "b", "label": "c", " text": "d", "": "f"})]
+
     def test_duplicated_header_names(self, tmp_path: Path) -> None:
         path = write(tmp_path / "a.csv", "text,label,text\na,b,c\n")
         assert f"{path}: the header has 'text' twice" in refused(path)

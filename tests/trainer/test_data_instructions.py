@@ -81,6 +81,11 @@ class TestRead:
         found = rows_of(tmp_path, [row], columns=columns)
         assert found == [Instruction(instruction, about, output, "line 1", system)]
 
+    def test_a_column_that_is_named_with_its_space_is_read_once(self, tmp_path: Path) -> None:
+        (tmp_path / "train.csv").write_text("input, output\nGreet.,Hello.\n", encoding="utf-8")
+        run = generation(tmp_path / "train.csv", columns={"instruction": "input ", "output": " output"})
+        assert load(run).train.rows == [Instruction("Greet.", "", "Hello.", "line 2")]
+
     @pytest.mark.parametrize(
         ("columns", "words"),
         [

@@ -220,6 +220,20 @@ class TestColumns:
             in Files(tmp_path, [{"text": "a", " label": "b"}]).refused()
         )
 
+    @pytest.mark.parametrize("header", ["text, label", "text,label", "text, label ,other"])
+    def test_spaces_around_a_name_may_be_named_too(self, tmp_path: Path, header: str) -> None:
+        lines = [f"{row['text']},{row['label']}" for row in (*USUAL, *HELD)]
+        train = write(tmp_path / "train.csv", "\n".join([header, *lines[:4]]))
+        held = write(tmp_path / "held.csv", "\n".join([header, *lines[4:]]))
+        found = load(run_on(train, held, columns={"label": " label"}))
+        assert found.labels == ("neg", "pos")
+
+    def test_of_two_names_that_spaces_tell_apart_the_exact_one_is_read(self, tmp_path: Path) -> None:
+        rows = [f"{row['text']},{row['label']},{number}" for number, row in enumerate(USUAL)]
+        path = write(tmp_path / "train.csv", "\n".join(["text,label, label", *rows]))
+        for column, labels in {"label": ("neg", "pos"), " label": ("0", "1", "2", "3")}.items():
+            assert load(run_on(path, path, columns={"label": column}, deduplicate=False)).labels == labels
+
     def test_an_empty_object(self, tmp_path: Path) -> None:
         assert "no column 'text'; it has none" in Files(tmp_path, [{}]).refused()
 

@@ -17,25 +17,28 @@ GPU = torch.device("cuda", 0)
 
 
 def find_gpu(patch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
-    """Let PyTorch find one that it can emulate bfloat16 on."""
+    """Let PyTorch find one; before 7.5 it could not even emulate bfloat16."""
     patch.setattr(torch.cuda, "is_available", lambda: True)
     patch.setattr(torch.cuda, "current_device", lambda: 0)
     properties = types.SimpleNamespace(major=capability[0], minor=capability[1])
     patch.setattr(torch.cuda, "get_device_properties", lambda _=None: properties)
-    patch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda _: True)
+    patch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda _: capability >= (7, 5))
 
 
 @pytest.mark.parametrize(("capability", "has_bf16"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
-def test_bf16_is_for_gpus_that_compute_in_it(
+def test_bf16_is_the_choice_on_gpus_that_compute_in_it(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], has_bf16: bool
 ) -> None:
-    """A T4 only emulates it, which takes longer than FP32."""
+    """A T4 only emulates it, which takes longer than FP32: whoever asks for it gets it."""
     find_gpu(monkeypatch, capability)
     assert isinstance(autocast(Precision.AUTO, GPU), torch.autocast) == has_bf16
     assert not isinstance(autocast(Precision.FP32, GPU), torch.autocast)
-    if has_bf16:
-        assert isinstance(autocast(Precision.BF16, GPU), torch.autocast)
-        return
+    assert isinstance(autocast(Precision.BF16, GPU), torch.autocast)
+
+
+def test_bf16_that_cannot_even_be_emulated_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    find_gpu(monkeypatch, (7, 0))
+    assert not isinstance(autocast(Precision.AUTO, GPU), torch.autocast)
     with pytest.raises(TrainerError, match=r"spec\.training\.precision: BF16 is not supported by this GPU") as refused:
         autocast(Precision.BF16, GPU)
     assert refused.value.code == ExitCode.SPEC_INVALID

@@ -81,6 +81,16 @@ def test_processes_of_one_node_that_lost_each_other_count_as_a_try() -> None:
     assert "sharedMemory" in end.termination.hint
 
 
+def test_a_stopped_node_is_no_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its processes may lose each other as they end."""
+    monkeypatch.setattr(launching, "GRACE_SECONDS", 0.5)
+    stop = StopFlag()
+    threading.Timer(0.7, lambda: setattr(stop, "is_set", True)).start()
+    handled = "signal.signal(15, {}); time.sleep(60)"
+    behaviours = [handled.format(how) for how in ("signal.SIG_IGN", "lambda *_: sys.exit(44)")]
+    assert launched(*behaviours, stop=stop).code == LOST
+
+
 @pytest.mark.parametrize("have_met", [True, False])
 def test_the_first_node_counts_a_meeting_that_did_not_come_about(have_met: bool) -> None:
     """Once all have met, it may be another node that was lost, and that one's end counts."""

@@ -180,6 +180,16 @@ def test_a_gradient_in_parts_is_the_usual_one(monkeypatch: pytest.MonkeyPatch, d
         torch.testing.assert_close(gradient_in_parts.double(), exact_UC.grad, rtol=0, atol=1e-6)
 
 
+def test_a_gradient_in_parts_has_no_gradient_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would silently lack that of the logits."""
+    monkeypatch.setattr(losses, "NUMBERS_AT_ONCE", 97)
+    logits_UC = torch.randn(4, 97, requires_grad=True)
+    loss = losses.cross_entropy(logits_UC, torch.arange(4), 4.0)
+    [gradient_UC] = torch.autograd.grad(loss.square(), logits_UC, create_graph=True)
+    with pytest.raises(RuntimeError, match="twice"):
+        gradient_UC.sum().backward()
+
+
 def asking_for_too_much(*_: Any, **__: Any) -> Any:
     """What PyTorch's own allocator says then."""
     return torch.empty(MORE_THAN_THERE_IS)

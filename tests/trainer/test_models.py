@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
@@ -20,6 +21,8 @@ from transformers import (
     BertForSequenceClassification,
     BertModel,
     BitsAndBytesConfig,
+    T5Config,
+    T5Model,
 )
 
 from finetune_api.exit_codes import ExitCode
@@ -29,7 +32,13 @@ from finetune_trainer.models import Loaded, load_model, load_tokenizer, longest_
 from trainer.data_fixtures import failure
 from trainer.runs import finish
 from trainer.tiny import FULL, HOULSBY, KINDS, LORA, make_model, make_run
+from trainer.tiny_lm import make_lm
 
+DEEPSEEK: dict[str, Any] = (
+    {"model_type": "deepseek_v3", "num_key_value_heads": 2, "moe_intermediate_size": 16, "first_k_dense_replace": 1}
+    | {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "q_lora_rank": None}
+    | {"kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16}
+)
 LORA_NF4: dict[str, Any] = {"adapter": {"type": "LoRA", "rank": 2, "quantization": "NF4"}}
 
 
@@ -251,6 +260,30 @@ class TestWeights:
         told = refused(model)
         assert re.search(r"\d+ weights of layers that config.json does not speak of: [\w.]+\.1\.", told)
         assert "(mend the number of layers there; for a smaller model" in told
+
+    def test_of_layers_that_predict_further_tokens(self, tmp_path: Path) -> None:
+        """DeepSeek and its kin have them after the others; transformers knows their numbers for one depth only."""
+        model = make_lm(tmp_path / "model", **DEEPSEEK, num_nextn_predict_layers=1)
+        tensors = load_file(model / "model.safetensors")
+        further = {name.replace(".1.", ".2.", 1): tensor.clone() for name, tensor in tensors.items() if ".1." in name}
+        further["model.layers.2.eh_proj.weight"] = torch.zeros(32, 64)
+        save_file(tensors | further, model / "model.safetensors", metadata={"format": "pt"})
+        load_model(AutoModelForCausalLM, model, load_tokenizer(model))
+        edit(model / "config.json", num_nextn_predict_layers=0)
+        told = failure(ExitCode.MODEL_INVALID, load_model, AutoModelForCausalLM, model, load_tokenizer(model))
+        assert "weights of layers that config.json does not speak of: model.layers.2." in told
+
+    def test_a_spare_one_in_a_layer_that_is_there(self, tmp_path: Path) -> None:
+        """T5 has such a table in its first block; some checkpoints have one in each."""
+        model = make_model(tmp_path / "model")
+        size = len(load_tokenizer(model))
+        config = T5Config(vocab_size=size, d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+        T5Model(config).save_pretrained(model)
+        tensors = load_file(model / "model.safetensors")
+        table = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        tensors[table.replace("block.0", "block.1")] = tensors[table].clone()
+        save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+        load(model)
 
     def test_one_tensor_missing(self, model: Path) -> None:
         tensors = load_file(model / "model.safetensors")

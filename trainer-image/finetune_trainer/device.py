@@ -51,12 +51,14 @@ def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractC
     Auto is BF16 only on GPUs that compute in it: those before Ampere emulate it, and on most CPUs it is many times
     slower than FP32.
     """
-    supported = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-    if precision == Precision.BF16 and not supported:
+    is_gpu = device.type == "cuda"
+    if precision == Precision.BF16 and is_gpu and not torch.cuda.is_bf16_supported():
         raise TrainerError(
             ExitCode.SPEC_INVALID, "spec.training.precision: BF16 is not supported by this GPU", "use Auto or FP32"
         )
-    wanted = precision == Precision.BF16 or (precision == Precision.AUTO and device.type == "cuda" and supported)
+    wanted = precision == Precision.BF16
+    if precision == Precision.AUTO and is_gpu:
+        wanted = torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.autocast(device.type, torch.bfloat16) if wanted else contextlib.nullcontext()
 
 

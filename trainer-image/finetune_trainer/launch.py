@@ -79,7 +79,7 @@ def launch(command: Sequence[str], node: Place, num_local: int, stop: StopFlag) 
         number, code = _decisive(ends)
         end = End(code, read_termination(words[number]))
         all_lost = {code for _, code in ends} == {ExitCode.PEER_LOST}
-        if all_lost and store is not None and (is_alone or not have_met(store)):
+        if all_lost and not stop.is_set and store is not None and (is_alone or not have_met(store)):
             return _counted(end)
         return end
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 NUMBERS_AT_ONCE = 2**24
 """So many numbers are worked on at once: 64 MiB a copy.
@@ -58,6 +59,7 @@ class _InParts(torch.autograd.Function):
         return torch.stack(sums).sum()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None, None]:
         return ctx.gradient_UC.mul_(factor), None, None
 

@@ -253,12 +253,27 @@ def _check_fit(directory: Path, body: set[str], new: set[str], replaced: set[str
 
 def _check_layers(directory: Path, model: PreTrainedModel, unexpected: set[str]) -> None:
     """Raise TrainerError when the checkpoint has more layers than config.json: they would be left out silently."""
-    layers = {_LAYER.sub("#", name) for name in body_parameters(model) if _LAYER.search(name)}
+    inside = body_parameters(model)
+    kinds = {_LAYER.sub("#", name) for name in inside if _LAYER.search(name)}
+    layers = {name[: number.end()] for name in inside for number in _LAYER.finditer(name)}
+    further = _layers_of_further_tokens(model)
+
+    def is_beyond(name: str) -> bool:
+        beyond = [int(number[0]) for number in _LAYER.finditer(name) if name[: number.end()] not in layers]
+        return _LAYER.sub("#", name) in kinds and bool(beyond) and beyond[0] not in further
+
     prefix = body_prefix(model)
-    surplus = {name for name in unexpected if {_LAYER.sub("#", name), _LAYER.sub("#", prefix + name)} & layers}
-    if surplus:
+    if surplus := {name for name in unexpected if is_beyond(name) or is_beyond(prefix + name)}:
         raise invalid(
             f"{directory}: {len(surplus)} weights of layers that config.json does not speak of: "
             + ", ".join(sorted(surplus)[:3]),
             "mend the number of layers there; for a smaller model load it and save_pretrained(...)",
         )
+
+
+def _layers_of_further_tokens(model: PreTrainedModel) -> range:
+    """The numbers of the layers after a model's own that predict further tokens, as DeepSeek's; none is loaded."""
+    config = model.config.get_text_config()
+    first = getattr(config, "num_hidden_layers", None) or 0
+    counts = (getattr(config, name, None) for name in ("num_nextn_predict_layers", "num_mtp_layers"))
+    return range(first, first + next(filter(None, counts), 0))

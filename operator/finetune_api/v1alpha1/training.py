@@ -55,7 +55,7 @@ class TrainingSpec(Contract):
     max_grad_norm: Positive = 1.0
     """Gradients are scaled down to this norm."""
     precision: Precision = Precision.AUTO
-    """Auto is BF16 on a GPU that has it, else FP32."""
+    """Auto is BF16 on a GPU that computes in it, else FP32. Elsewhere BF16 works too, but mostly slower than FP32."""
     seed: Annotated[int, Field(ge=0, le=4_294_967_295)] = 42
     """Seed of every random choice: initial weights, order of rows, dropout, held-out rows."""
 

@@ -21,7 +21,8 @@ _LONGEST = 40
 
 def value_in(row: Row, column: str, field: str, report: DataReport) -> Any:
     """What a row has in a column. The first row has to have it: later ones of a jsonl file may leave it out."""
-    if column not in row.values and report.num_read == 1:
+    there = _there(row, column)
+    if there not in row.values and report.num_read == 1:
         found = [str(name) for name in row.values]
         listed = ", ".join(map(_exactly, found[:_SHOWN])) + (", ..." if len(found) > _SHOWN else "")
         raise TrainerError(
@@ -31,7 +32,7 @@ def value_in(row: Row, column: str, field: str, report: DataReport) -> Any:
             if report.is_training
             else f"rename the column there to {column!r}: {SHARED_COLUMNS}",
         )
-    return _but_for_nan(row.values.get(column))
+    return _but_for_nan(row.values.get(there))
 
 
 def optional_in(row: Row, columns: Columns, field: str, report: DataReport) -> Any:
@@ -41,12 +42,17 @@ def optional_in(row: Row, columns: Columns, field: str, report: DataReport) -> A
     """
     if (column := getattr(columns, field, None)) is not None:
         return value_in(row, column, field, report)
-    return None if field in named(columns) else _but_for_nan(row.values.get(field))
+    return None if field in named(columns, row) else _but_for_nan(row.values.get(field))
 
 
-def named(columns: Columns) -> set[str]:
-    """The columns that are named for some field."""
-    return {column for _, column in columns if column is not None}
+def named(columns: Columns, row: Row) -> set[str]:
+    """The row's columns that are named for some field."""
+    return {_there(row, column) for _, column in columns if column is not None}
+
+
+def _there(row: Row, column: str) -> str:
+    """What a row calls a column: those of CSV files have lost the spaces around their names."""
+    return column if column in row.values else column.strip()
 
 
 def text_in(row: Row, column: str, field: str, report: DataReport) -> str:

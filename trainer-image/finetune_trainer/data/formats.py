@@ -132,7 +132,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
     csv.field_size_limit(2**31 - 1)  # Python's default of 128 KiB would refuse long documents
     with path.open(encoding="utf-8-sig", newline="") as file:
         records = _csv_records(path, csv.reader(file, delimiter=_delimiter(path), strict=True))
-        header = [name.strip() for name in next(records, (0, []))[1]]  # many write a space after each comma
+        header = _without_spaces(next(records, (0, []))[1])
         repeated = [name for name, count in Counter(header).items() if count > 1 and name]
         if repeated:
             raise _invalid(f"{path}: the header has {shown(repeated[0])} twice", "give every column a name of its own")
@@ -144,6 +144,12 @@ def _read_csv(path: Path) -> Iterator[Row]:
                 )
             missing = [None] * (len(header) - len(fields))
             yield Row(f"line {line}", dict(zip(header, [*fields, *missing], strict=True)))
+
+
+def _without_spaces(header: list[str]) -> list[str]:
+    """Names without the spaces around them, unless these tell two apart: many write one after each comma."""
+    counts = Counter(name.strip() for name in header)
+    return [short if counts[short := name.strip()] == 1 or not short else name for name in header]
 
 
 def _delimiter(path: Path) -> str:

@@ -15,12 +15,12 @@ def one_name_each(trained: Iterable[str]) -> Callable[[str], str]:
     """
     known = set(trained)
     if all(map(_WHOLE.fullmatch, known)):
-        known = {_plain(label) for label in known}
-    names = {_plain(label): label for label in sorted(known)}
-    return lambda label: label if label in known else names.get(_plain(label), label)
+        known = {plain(label) for label in known}
+    names = {plain(label): label for label in sorted(known)}
+    return lambda label: label if label in known else names.get(plain(label), label)
 
 
-def _plain(label: str) -> str:
+def plain(label: str) -> str:
     """What a label says, without what only a table's way of writing adds."""
     match = _WHOLE.fullmatch(label)
     if match and match[2]:

@@ -123,7 +123,7 @@ def _form(row: Row, columns: Columns, report: DataReport) -> str | None:
 
 def _found(row: Row, columns: Columns) -> list[str]:
     """The forms that a row may have, by its columns: of several those that it has in full, with what is named."""
-    there = {column for column, value in row.values.items() if value is not None} - named(columns)
+    there = {column for column, value in row.values.items() if value is not None} - named(columns, row)
     found = [form for form in _FORMS if not there.isdisjoint(_FORMS[form].columns)]
     if len(found) > 1:
         found = [form for form in found if there.issuperset(_FORMS[form].columns)] or found[:1]

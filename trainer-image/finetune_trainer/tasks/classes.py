@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from finetune_trainer.data.labels import plain
 from finetune_trainer.heads import pretrained_output
 from finetune_trainer.models import Loaded, load_model
 
@@ -68,13 +69,14 @@ def choose_classes(labels: Sequence[str], auto_class: Any, directory: Path) -> C
 def known_as(labels: Sequence[str], known: Sequence[str]) -> tuple[str, ...] | None:
     """A model's classes in its order, called as the data calls them; None unless it has all of the data's labels.
 
-    Names may differ by case. Names that say nothing (LABEL_0, LABEL_1, ...) stand for the labels 0, 1, ...
+    Names may differ by case, or by a table's way of writing (1.0 for 1). Names that say nothing (LABEL_0, LABEL_1, ...)
+    stand for the labels 0, 1, ...
     """
     if all(name == f"LABEL_{number}" for number, name in enumerate(known)) and len(labels) == len(known):
         numbers = tuple(map(str, range(len(known))))
         if set(labels) == set(numbers):
             return numbers
-    return _matched(labels, known, str) or _matched(labels, known, str.casefold)
+    return next(filter(None, (_matched(labels, known, key) for key in (str, str.casefold, plain))), None)
 
 
 def _matched(labels: Sequence[str], known: Sequence[str], key: Callable[[str], str]) -> tuple[str, ...] | None:
