@@ -179,10 +179,10 @@ class Store:
 
     def may_report(self, key: Key, name: str, uid: str) -> bool:
         """Whether this very pod speaks for a FineTuneJob: that of the first node, through a Job of its own."""
-        job, child, pod = self._jobs.get(key), self._children.get(key), self._pods.get(key, {}).get(name)
-        if job is None or child is None or pod is None:
+        child, pod = self._own_child(key), self._pods.get(key, {}).get(name)
+        if child is None or pod is None:
             return False
-        return pod[1].is_first and (pod[1].uid, pod[1].job_uid, child.owner_uid) == (uid, child.uid, job.uid)
+        return pod[1].is_first and (pod[1].uid, pod[1].job_uid) == (uid, child.uid)
 
     def progress(self, key: Key) -> Progress | None:
         """The newest report since the operator started."""
@@ -206,13 +206,12 @@ class Store:
         record = self._jobs.get(key)
         if record is None:
             return None
-        child = self._children.get(key)
+        child = self._own_child(key)
         pods = sorted((pod for _, pod in self._pods.get(key, {}).values()), key=lambda pod: (pod.created, pod.name))
-        is_own = child is not None and child.owner_uid == record.uid
-        own = [pod for pod in pods if child is not None and is_own and pod.job_uid == child.uid]
+        own = [pod for pod in pods if child is not None and pod.job_uid == child.uid]
         status = {**self._unkept.get(key, {}), **json.loads(record.status)}
         restarts = _count(status, "restarts")
-        if child is not None and is_own:
+        if child is not None:
             restarts = self._past.restarts(key, child.uid, own, restarts)
         return Snapshot(
             job=ObservedFineTuneJob(
@@ -226,7 +225,7 @@ class Store:
                 status=status,
                 being_deleted=record.being_deleted,
             ),
-            child=child,
+            child=self._children.get(key),
             pods=tuple(own),
             leftover=next((pod.name for pod in pods if pod not in own and not pod.has_ended), ""),
             progress=self.progress(key),
@@ -245,10 +244,13 @@ class Store:
 
     def _ends_untold(self, key: Key) -> bool:
         """Whether a Job of a FineTuneJob has ended, of which the status does not tell yet."""
+        child = self._own_child(key)
+        return child is not None and child.has_ended and self._jobs[key].phase not in _ENDED
+
+    def _own_child(self, key: Key) -> ObservedJob | None:
+        """The Job of a FineTuneJob, and none of another's."""
         child, record = self._children.get(key), self._jobs.get(key)
-        if child is None or record is None or record.uid != child.owner_uid:
-            return False
-        return child.has_ended and record.phase not in _ENDED
+        return child if child is not None and record is not None and child.owner_uid == record.uid else None
 
     def _say_farewell(self, key: Key) -> None:
         """Forget what is gone, and was kept until the end was told."""
