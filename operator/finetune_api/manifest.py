@@ -12,17 +12,17 @@ from pydantic import ValidationError
 
 from finetune_api.base import Contract, models_in
 from finetune_api.documents import Document, read_documents
-from finetune_api.problems import Problem, problems_of
+from finetune_api.problems import Problem, printable, problems_of
 from finetune_api.v1alpha1 import API_VERSION, KIND, FineTuneJob, FineTuneJobSpec
 
 _Model = TypeVar("_Model", bound=Contract)
 
 
 class ManifestInvalid(Exception):
-    """The manifest cannot be used. `problems` says why, each with its place."""
+    """The manifest cannot be used. `problems` says why, each with its place; as text they are a line each."""
 
     def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
+        super().__init__("\n".join(map(printable, problems)))
         self.problems = problems
 
 

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return run(options)
     except ManifestInvalid as error:
-        print("\n".join(map(printable, error.problems)), file=sys.stderr)
+        print(error, file=sys.stderr)
         return ExitCode.SPEC_INVALID
     except LocalRefused as error:
         print(printable(f"finetune: {error}"), file=sys.stderr)

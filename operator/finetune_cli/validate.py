@@ -21,6 +21,6 @@ def validate(manifests: Sequence[Path]) -> int:
             for job in load_jobs(path):
                 print(printable(f"{path}: {job.kind} {job.metadata.name} is valid"), file=output, flush=True)
         except ManifestInvalid as error:
-            print("\n".join(map(printable, error.problems)), file=errors, flush=True)
+            print(error, file=errors, flush=True)
             code = ExitCode.SPEC_INVALID
     return code
